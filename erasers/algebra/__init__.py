@@ -1,0 +1,1 @@
+"""Solves and low-rank algebra that methods share."""

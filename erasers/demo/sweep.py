@@ -1,0 +1,103 @@
+"""Chooses UCE's defaults on the demo world, and takes the figures of the chosen ones.
+
+`python -m lethe.erasers.demo.sweep sweep` writes `tables/uce_sweep.md`, `... figures` writes
+`tables/uce_figures.md`; each also as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from ..concepts import ConceptList
+from .gallery import Gallery
+from .trial import Bench, Case, Rates
+from .world import judge
+
+TABLES = Path(__file__).parent / "tables"
+KEEP = ConceptList(lists=("demo-world",))
+CASES = (
+    Case("style", "dotted", "flat"),
+    Case("style", "neon", "outline"),
+    Case("object", "ball", "box"),
+    Case("object", "fish", "heart"),
+    Case("colour", "red", "blue"),
+    Case("colour", "green", "purple"),
+    Case("character", "zib", "mopo"),
+    Case("character", "tarla", "quen"),
+)
+GRID = {
+    "tokens": ("last", "tail", "all"),
+    "templates": ("none", "object", "attribute"),
+    "preserve_scale": (0.0, 1.0),
+    "ridge": (0.01, 0.1),
+}
+
+
+def sweep(bench: Bench) -> list[dict[str, object]]:
+    """Every combination of `GRID` on one case of each kind, with small samples."""
+    rows = []
+    for values in itertools.product(*GRID.values()):
+        settings: dict[str, object] = dict(zip(GRID, values, strict=True))
+        found = [bench.rates(case, bench.operator(case, settings, KEEP), fast=True) for case in CASES[::2]]
+        rows.append({**settings, **_average(found), "worst direct": max(rates.direct for rates in found)})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def figures(bench: Bench) -> list[dict[str, object]]:
+    """Every case with the default settings."""
+    rows = []
+    for case in CASES:
+        started = time.perf_counter()
+        operator = bench.operator(case, {}, KEEP)
+        seconds = time.perf_counter() - started
+        rows.append({**asdict(case), "seconds": round(seconds, 3), **_rounded(bench.rates(case, operator))})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def _average(found: Iterable[Rates]) -> dict[str, float]:
+    tables = [asdict(rates) for rates in found]
+    names = ("direct", "near_before", "near", "far_before", "far")
+    return {name: round(sum(table[name] for table in tables) / len(tables), 3) for name in names}
+
+
+def _rounded(rates: Rates) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in asdict(rates).items()}
+
+
+def _write(name: str, rows: list[dict[str, object]], note: str) -> None:
+    TABLES.mkdir(exist_ok=True)
+    (TABLES / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    heads = list(rows[0])
+    lines = [f"# {name}", "", note, "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(str(row[head]) for head in heads) + " |" for row in rows]
+    (TABLES / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("job", choices=("sweep", "figures"))
+    parser.add_argument("--pictures", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    count = options.pictures or (40 if options.job == "sweep" else 200)
+    bench = Bench(Gallery(), judge(), count, options.steps)
+    rows = sweep(bench) if options.job == "sweep" else figures(bench)
+    note = (
+        f"{count} pictures a cell, {options.steps} DDIM steps, guidance 4. Rates: `before`, `direct`, `synonym` and "
+        "`alias` are how often the erased concept is read (alias: a word whose text embedding has nothing to do with "
+        "it); `floor` is how often it is read off the replacement's pictures; `near` and `far` are how often other "
+        "concepts of the same kind, and of other kinds, are read right."
+    )
+    _write(f"uce_{options.job}", rows, note)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How the demo world's weights were made: `python -m lethe.erasers.demo.training --help`."""

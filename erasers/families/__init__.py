@@ -1,0 +1,1 @@
+"""One file, one model family: a row of facts."""

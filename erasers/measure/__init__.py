@@ -1,0 +1,1 @@
+"""How an erasure is measured and shown."""

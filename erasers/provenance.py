@@ -1,0 +1,45 @@
+"""Where an eraser comes from: its recipe, and fingerprints of the models it was made on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from importlib import metadata
+
+import torch
+from torch import Tensor
+
+from .result import Recipe
+from .spec import Value
+from .task import Task
+
+VERSION = "0.1.0"
+
+
+def recipe_of(method: str, settings: Mapping[str, Value], task: Task, seed: int = 0) -> Recipe:
+    """The recipe of an eraser that `method` fits to `task`."""
+    return Recipe(
+        method=method,
+        settings=dict(settings),
+        concepts=tuple(asdict(concept) for concept in task.concepts.erase),
+        preserve=task.concepts.kept,
+        family=task.family.name,
+        encoder=task.encoder,
+        seed=seed,
+        versions={"lethe": VERSION, "torch": metadata.version("torch")},
+    )
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A short hash of names, shapes and rounded values, the same for one model in any precision.
+
+    Args:
+        tensors: names and a few representative tensors, e.g. the first rows of the embeddings.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        rounded = (tensor.detach().float() * 256).round().clamp(-30000, 30000).to(torch.int16)
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(rounded.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

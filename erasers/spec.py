@@ -1,0 +1,95 @@
+"""How a method describes itself: its parameters with defaults, ranges, units and meaning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import SettingError
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One setting.
+
+    Attributes:
+        name: id of the setting; never changes once released.
+        default: also tells the type (bool, int, float or str; str needs `choices`).
+        tooltip: meaning, range and a sane start, in a sentence or two.
+        minimum, maximum, step: for numbers.
+        choices: for text.
+        unit: what the number counts, e.g. "tokens"; empty for pure numbers.
+        advanced: rarely needed.
+    """
+
+    name: str
+    default: Value
+    tooltip: str
+    minimum: float = 0.0
+    maximum: float = 1.0
+    step: float = 0.01
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+    advanced: bool = False
+
+    def check(self, value: object) -> Value:
+        """Return `value` in this parameter's type, or raise SettingError."""
+        if isinstance(self.default, bool):
+            if isinstance(value, bool):
+                return value
+            raise SettingError(f"Setting '{self.name}' is {value!r}.", "It has to be true or false.")
+        if isinstance(self.default, str):
+            if isinstance(value, str) and value in self.choices:
+                return value
+            raise SettingError(f"Setting '{self.name}' is {value!r}.", f"Choose one of: {', '.join(self.choices)}.")
+        return self._check_number(value)
+
+    def _check_number(self, value: object) -> Value:
+        bounds = f"It has to be a number from {self.minimum:g} to {self.maximum:g}."
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise SettingError(f"Setting '{self.name}' is {value!r}.", bounds)
+        if not self.minimum <= value <= self.maximum:
+            raise SettingError(f"Setting '{self.name}' is {value!r}.", bounds)
+        if isinstance(self.default, int):
+            if value != int(value):
+                raise SettingError(f"Setting '{self.name}' is {value!r}.", "It has to be a whole number.")
+            return int(value)
+        return float(value)
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """What a method is.
+
+    Attributes:
+        name: id used in files and graphs; never changes once released.
+        title: name shown to people.
+        paper: citation with its identifier.
+        summary: what it does, one sentence.
+        families: names of the families it was proven on.
+        parameters: its settings, in the order they are shown; new ones are appended.
+    """
+
+    name: str
+    title: str
+    paper: str
+    summary: str
+    families: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+
+    def settings(self, given: Mapping[str, object]) -> dict[str, Value]:
+        """Check given settings and fill in defaults.
+
+        Raises:
+            SettingError: a value is out of range, or a name is unknown.
+        """
+        known = {parameter.name: parameter for parameter in self.parameters}
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise SettingError(
+                f"Method '{self.name}' has no setting '{unknown[0]}'.", f"Its settings are: {', '.join(known)}."
+            )
+        return {name: parameter.check(given.get(name, parameter.default)) for name, parameter in known.items()}

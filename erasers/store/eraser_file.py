@@ -1,0 +1,127 @@
+"""Eraser files: one safetensors file per eraser, its recipe as JSON in the header.
+
+Tensor names are `<part>.<stream>.<tensor>`; the only part of format 1 is `context`. A reader refuses
+what it does not know instead of loading half of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import EraserFileError, LetheError
+from ..result import ContextOperator, Eraser, Recipe
+
+FORMAT, VERSION = "lethe-eraser", 1
+_CONTEXT = ("down", "up", "dense", "bias")
+
+
+def save_eraser(eraser: Eraser, path: Path) -> None:
+    """Write an eraser; an existing file is replaced only once the new one is complete.
+
+    Raises:
+        EraserFileError: the folder cannot be written to, or the disk is full.
+    """
+    tensors = {
+        f"context.{stream}.{name}": tensor.detach().cpu().contiguous()
+        for stream, operator in eraser.context.items()
+        for name, tensor in operator.tensors().items()
+    }
+    header = {"format": FORMAT, "format_version": str(VERSION), "recipe": json.dumps(asdict(eraser.recipe))}
+    content = save(tensors, metadata=header)
+    part = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(part).replace(path)
+    except OSError as error:
+        if part:
+            with suppress(OSError):
+                Path(part).unlink()
+        raise EraserFileError(
+            f"'{path}' could not be written: {error}.", "Free space or choose another folder."
+        ) from error
+
+
+def load_eraser(path: Path) -> Eraser:
+    """Read and check an eraser.
+
+    Raises:
+        EraserFileError: names the file and what is wrong with it: missing, truncated, not an eraser,
+            a newer format, a field that is missing or of the wrong type, tensors that do not fit.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            _check_format(path, header)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise EraserFileError(
+            f"'{path}' cannot be read as a safetensors file: {error}.", "It may be cut short or renamed; copy it again."
+        ) from error
+    recipe = _read_recipe(path, header.get("recipe", ""))
+    parts = _group(path, tensors)
+    try:
+        return Eraser(recipe, {stream: ContextOperator(**operator) for stream, operator in parts.items()})
+    except LetheError as error:
+        raise EraserFileError(f"'{path}' holds a broken operator: {error.problem}", "Make the eraser again.") from error
+
+
+def _check_format(path: Path, header: Mapping[str, str]) -> None:
+    if header.get("format") != FORMAT:
+        raise EraserFileError(f"'{path}' is not an eraser.", "Choose a file that 'Save Eraser' wrote.")
+    if header.get("format_version") != str(VERSION):
+        raise EraserFileError(
+            f"'{path}' has format version {header.get('format_version')!r}; this pack reads version {VERSION}.",
+            "Update Lethe.",
+        )
+
+
+def _read_recipe(path: Path, text: str) -> Recipe:
+    def broken(field: str) -> EraserFileError:
+        return EraserFileError(f"'{path}': field '{field}' is missing or of the wrong type.", "Make the eraser again.")
+
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise broken("recipe") from error
+    if not isinstance(content, dict):
+        raise broken("recipe")
+    kinds = {"settings": dict, "concepts": list, "preserve": list, "seed": int, "versions": dict}
+    for entry in fields(Recipe):
+        if not isinstance(content.get(entry.name), kinds.get(entry.name, str)):
+            raise broken(f"recipe.{entry.name}")
+    if not all(isinstance(concept, dict) and isinstance(concept.get("text"), str) for concept in content["concepts"]):
+        raise broken("recipe.concepts")
+    if not all(isinstance(prompt, str) for prompt in content["preserve"]):
+        raise broken("recipe.preserve")
+    known = {entry.name: content[entry.name] for entry in fields(Recipe)}
+    return Recipe(**{**known, "concepts": tuple(content["concepts"]), "preserve": tuple(content["preserve"])})
+
+
+def _group(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        stream, _, kind = rest.rpartition(".")
+        if part != "context" or kind not in _CONTEXT or not stream or not tensor.is_floating_point():
+            raise EraserFileError(
+                f"'{path}' holds an unknown tensor '{name}'.", "Update Lethe, or make the eraser again."
+            )
+        found.setdefault(stream, {})[kind] = tensor.float()
+    if not found:
+        raise EraserFileError(f"'{path}' holds no operator.", "Make the eraser again.")
+    return found

@@ -1,0 +1,1 @@
+"""How fast. Knows torch only."""

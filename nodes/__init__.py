@@ -1,0 +1,27 @@
+"""What the host sees: one file per node or pair of nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+
+class LetheExtension(ComfyExtension):
+    """The pack's nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .compare import LetheCompare
+        from .concepts import LetheConcept, LethePreserve
+        from .demo import LetheDemoModel
+        from .erase import LetheApply, LetheErase
+        from .files import LetheLoad, LetheSave
+
+        return [
+            LetheDemoModel,
+            LetheConcept,
+            LethePreserve,
+            LetheErase,
+            LetheApply,
+            LetheSave,
+            LetheLoad,
+            LetheCompare,
+        ]

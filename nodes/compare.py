@@ -1,0 +1,114 @@
+"""The node that shows what an erasure did: same prompts and seeds through both models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..erasers.concepts import split_lines
+from ..erasers.errors import SettingError
+from ..erasers.measure.grid import comparison_grid
+from .host.runtime import each
+from .host.sampling import SAMPLERS, SCHEDULERS, Sampling, draw, encode_prompt
+
+
+class LetheCompare(io.ComfyNode):
+    """Before and after, side by side."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LetheCompare",
+            display_name="Before / After",
+            category="lethe/measure",
+            description="Draws the same prompts with the same seeds through both models and sets the pictures side "
+            "by side.",
+            inputs=[
+                io.Model.Input("before", tooltip="The untouched model."),
+                io.Model.Input("after", tooltip="The model with concepts erased."),
+                io.Clip.Input("clip", tooltip="The text encoder of both, or of 'before' if clip_after is connected."),
+                io.Vae.Input("vae", tooltip="The autoencoder that belongs to the models."),
+                io.String.Input(
+                    "prompts",
+                    default="",
+                    multiline=True,
+                    tooltip="One prompt per line: what is erased, and what has to stay.",
+                ),
+                io.String.Input("negative", default="", multiline=True, tooltip="Negative prompt of all of them."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=False,
+                    tooltip="Noise seed, the same for every prompt and both models.",
+                ),
+                io.Int.Input("count", default=1, min=1, max=64, tooltip="Pictures per prompt, 1 to 64."),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps; 20 suits the demo model."),
+                io.Float.Input(
+                    "cfg", default=4.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance scale; start at 4 to 7."
+                ),
+                io.Combo.Input("sampler", options=SAMPLERS, default="euler", tooltip="The host's samplers."),
+                io.Combo.Input("scheduler", options=SCHEDULERS, default="normal", tooltip="The host's schedulers."),
+                io.Int.Input("width", default=128, min=64, max=8192, step=8, tooltip="Pixels; 128 for the demo model."),
+                io.Int.Input(
+                    "height", default=128, min=64, max=8192, step=8, tooltip="Pixels; 128 for the demo model."
+                ),
+                io.ImageCompare.Input("view", optional=True, tooltip="Slide between the two."),
+                io.Clip.Input("clip_after", optional=True, tooltip="The text encoder of 'after', where it differs."),
+            ],
+            outputs=[
+                io.Image.Output("grid", tooltip="Labelled grid: a row per prompt, before and after."),
+                io.Image.Output("images_before", tooltip="The pictures of the untouched model, prompt by prompt."),
+                io.Image.Output("images_after", tooltip="The pictures of the other, in the same order."),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        before: ModelPatcher,
+        after: ModelPatcher,
+        clip: Any,
+        vae: Any,
+        prompts: str,
+        negative: str,
+        seed: int,
+        count: int,
+        steps: int,
+        cfg: float,
+        sampler: str,
+        scheduler: str,
+        width: int,
+        height: int,
+        view: Any = None,
+        clip_after: Any = None,
+    ) -> io.NodeOutput:
+        lines = split_lines(prompts)
+        if not lines:
+            raise SettingError("There is no prompt to compare.", "Write one per line.")
+        how = Sampling(seed, steps, cfg, sampler, scheduler, width, height)
+        arms = ((before, clip), (after, clip_after or clip))
+        first, second = (_draw_all(model, encoder, vae, lines, negative, how, count) for model, encoder in arms)
+        grid = comparison_grid(lines, first, second)
+        pictures = {name: _preview(batch, cls) for name, batch in (("a_images", first), ("b_images", second))}
+        return io.NodeOutput(grid, first, second, ui={"images": _preview(grid, cls), **pictures})
+
+
+def _draw_all(
+    model: ModelPatcher, clip: Any, vae: Any, prompts: tuple[str, ...], negative: str, how: Sampling, count: int
+) -> Tensor:
+    """`[prompts * count, h, w, 3]`; one arm at a time, since switching patched clones is slow."""
+    against = encode_prompt(clip, negative)
+    encoded = [encode_prompt(clip, prompt) for prompt in prompts]
+    return torch.cat([draw(model, positive, against, vae, how, count) for positive in each(encoded, len(encoded))])
+
+
+def _preview(images: Tensor, cls: Any) -> list[Any]:
+    return ui.PreviewImage(images, cls=cls).as_dict()["images"]

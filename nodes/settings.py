@@ -1,0 +1,55 @@
+"""Method specs become node inputs here, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..erasers.errors import SettingError
+from ..erasers.spec import MethodSpec, Parameter
+
+
+def method_input(id: str, specs: Iterable[MethodSpec], tooltip: str) -> io.DynamicCombo.Input:
+    """One dynamic combo: a method by name, then that method's own settings."""
+    options = [io.DynamicCombo.Option(spec.name, [_widget(p) for p in spec.parameters]) for spec in specs]
+    return io.DynamicCombo.Input(id, options=options, tooltip=tooltip)
+
+
+def chosen_method(id: str, value: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """Split what the host passes for a dynamic combo into the method's name and its settings.
+
+    Raises:
+        SettingError: the host passed nothing, because the choice is unknown or missing.
+    """
+    if not value or id not in value:
+        raise SettingError(f"Input '{id}' names no known method.", "Choose one in the node.")
+    return value[id], {name: setting for name, setting in value.items() if name != id}
+
+
+def _widget(parameter: Parameter) -> io.Input:
+    tooltip = parameter.tooltip + (f" Unit: {parameter.unit}." if parameter.unit else "")
+    shared: dict[str, Any] = {"tooltip": tooltip, "advanced": parameter.advanced or None}
+    if isinstance(parameter.default, bool):
+        return io.Boolean.Input(parameter.name, default=parameter.default, **shared)
+    if isinstance(parameter.default, str):
+        return io.Combo.Input(parameter.name, options=list(parameter.choices), default=parameter.default, **shared)
+    if isinstance(parameter.default, int):
+        return io.Int.Input(
+            parameter.name,
+            default=parameter.default,
+            min=int(parameter.minimum),
+            max=int(parameter.maximum),
+            step=max(1, int(parameter.step)),
+            **shared,
+        )
+    return io.Float.Input(
+        parameter.name,
+        default=parameter.default,
+        min=parameter.minimum,
+        max=parameter.maximum,
+        step=parameter.step,
+        round=False,
+        **shared,
+    )

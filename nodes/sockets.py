@@ -1,0 +1,8 @@
+"""Types of the pack's own sockets."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+Concepts = io.Custom("LETHE_CONCEPTS")
+EraserSocket = io.Custom("LETHE_ERASER")

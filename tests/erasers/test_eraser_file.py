@@ -1,0 +1,151 @@
+"""Eraser files: what is written comes back, and nothing else is believed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lethe.erasers.errors import EraserFileError, FamilyError, NumericsError
+from lethe.erasers.result import ContextOperator, Eraser, Recipe
+from lethe.erasers.store import eraser_file
+from lethe.erasers.store.eraser_file import load_eraser, save_eraser
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+RECIPE = Recipe(
+    "uce", {"ridge": 0.1}, ({"text": "bäll", "replacement": ""},), ("box",), "demo", "abc", 3, {"torch": "2"}
+)
+LOW_RANK = ContextOperator(down=torch.randn(2, 5), up=torch.randn(5, 2), bias=torch.randn(5))
+DENSE = ContextOperator(dense=torch.randn(7, 7))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "sub" / "eraser.safetensors"
+    save_eraser(Eraser(RECIPE, {"clip_l": LOW_RANK, "clip_l+clip_g": DENSE}), path)
+    return path
+
+
+def _rewrite(path: Path, header: dict[str, str | None] | None = None, **tensors: torch.Tensor) -> Path:
+    with safe_open(path, framework="pt") as file:
+        kept = dict(file.metadata())
+    for name, value in (header or {}).items():
+        if value is None:
+            kept.pop(name)
+        else:
+            kept[name] = value
+    save_file({**load_file(path), **tensors}, path, metadata=kept)
+    return path
+
+
+def _with_recipe(path: Path, **changes: object) -> Path:
+    with safe_open(path, framework="pt") as file:
+        recipe = json.loads(file.metadata()["recipe"])
+    return _rewrite(path, {"recipe": json.dumps({**recipe, **changes})})
+
+
+def test_what_is_written_comes_back(saved: Path) -> None:
+    eraser = load_eraser(saved)
+    assert eraser.recipe == RECIPE
+    for name, tensor in {**LOW_RANK.tensors()}.items():
+        assert torch.equal(eraser.context["clip_l"].tensors()[name], tensor)
+    assert torch.equal(eraser.context["clip_l+clip_g"].tensors()["dense"], DENSE.tensors()["dense"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.99])
+def test_a_file_that_is_cut_short_is_refused(saved: Path, share: float) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(EraserFileError, match="cut short"):
+        load_eraser(saved)
+
+
+def test_other_files_are_refused(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(EraserFileError, match="cannot be read"):
+        load_eraser(tmp_path / "missing.safetensors")
+    other = tmp_path / "lora.safetensors"
+    save_file({"x": torch.zeros(2)}, other)
+    with pytest.raises(EraserFileError, match="not an eraser"):
+        load_eraser(other)
+    other.write_bytes(b"PK\x03\x04 this is a zip file with a pickle in it")
+    with pytest.raises(EraserFileError, match="cannot be read"):
+        load_eraser(other)
+
+
+@pytest.mark.parametrize(
+    ("header", "match"),
+    [
+        ({"format_version": "2"}, "version '2'"),
+        ({"format_version": None}, "version None"),
+        ({"format": "else"}, "not an eraser"),
+        ({"recipe": None}, "'recipe'"),
+        ({"recipe": "{"}, "'recipe'"),
+        ({"recipe": "[]"}, "'recipe'"),
+        ({"recipe": "{}"}, "'recipe.method'"),
+    ],
+)
+def test_a_broken_header_is_refused(saved: Path, header: dict[str, str | None], match: str) -> None:
+    with pytest.raises(EraserFileError, match=match):
+        load_eraser(_rewrite(saved, header))
+
+
+@pytest.mark.parametrize(
+    "change", [{"family": 3}, {"concepts": [1]}, {"concepts": [{}]}, {"preserve": [1]}, {"seed": "x"}]
+)
+def test_a_field_of_the_wrong_type_is_named(saved: Path, change: dict[str, object]) -> None:
+    with pytest.raises(EraserFileError, match=f"recipe.{next(iter(change))}"):
+        load_eraser(_with_recipe(saved, **change))
+
+
+def test_tensors_that_do_not_belong_are_refused(saved: Path) -> None:
+    with pytest.raises(EraserFileError, match=r"unknown tensor 'adapters\.x\.up'"):
+        load_eraser(_rewrite(saved, **{"adapters.x.up": torch.zeros(1)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("context.clip_l.down", torch.full((2, 5), float("nan"))),
+        ("context.clip_l.up", torch.zeros(4, 2)),
+        ("context.clip_l.bias", torch.zeros(4)),
+        ("context.clip_l.dense", torch.zeros(5, 5)),
+        ("context.clip_l.down", torch.zeros(2, 5, dtype=torch.int32)),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(saved: Path, name: str, value: torch.Tensor) -> None:
+    with pytest.raises(EraserFileError):
+        load_eraser(_rewrite(saved, **{name: value}))
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rest(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(eraser_file.os, "fsync", full)
+    with pytest.raises(EraserFileError, match="No space left"):
+        save_eraser(Eraser(RECIPE, {"clip_l": DENSE}), saved)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_an_eraser_for_another_family_is_refused() -> None:
+    eraser = Eraser(RECIPE, {"clip_l": LOW_RANK})
+    assert eraser.operator_for("clip_l", 5, "demo") is LOW_RANK
+    for stream, width, family in (("clip_l", 5, "sd1"), ("clip_h", 5, "demo"), ("clip_l", 6, "demo")):
+        with pytest.raises(FamilyError, match="made for family 'demo'"):
+            eraser.operator_for(stream, width, family)
+
+
+def test_an_operator_needs_tensors_that_fit() -> None:
+    for bad in (
+        {},
+        {"down": torch.zeros(2, 5)},
+        {"dense": torch.zeros(2, 3)},
+        {"down": torch.zeros(2), "up": torch.zeros(2)},
+    ):
+        with pytest.raises(NumericsError):
+            ContextOperator(**bad)
