@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -28,12 +29,12 @@ class Gallery:
     """
 
     def __init__(self, folder: Path = WEIGHTS) -> None:
-        self.unet = UNet2DConditionModel.from_pretrained(folder / "unet").float().eval()
-        self.vae = AutoencoderKL.from_pretrained(folder / "vae").float().eval()
+        self.unet: Any = UNet2DConditionModel.from_pretrained(folder / "unet").float().eval()
+        self.vae: Any = AutoencoderKL.from_pretrained(folder / "vae").float().eval()
         text = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
         self.encode = text_encoder(CLIPTokenizer.from_pretrained(folder / "tokenizer"), text)
         self.encoder = fingerprint(text.named_parameters())
-        self.scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+        self.scheduler: Any = DDIMScheduler.from_pretrained(folder / "scheduler")
 
     @torch.no_grad()
     def draw(

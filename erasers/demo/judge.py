@@ -41,6 +41,10 @@ class Reading:
         """Whether the picture shows `name`, e.g. `("object", "ball")`."""
         return getattr(self, kind) == name
 
+    def words(self) -> set[str]:
+        """Everything the picture shows, kinds aside."""
+        return {self.object, self.colour, self.style, self.background, self.figure} - {NONE}
+
 
 class Judge(nn.Module):
     """Pictures `[B, 3, 128, 128]` in 0..1 to logits per kind and an embedding `[B, width]`."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..concepts import ConceptList
 from .gallery import Gallery
 from .trial import Bench, Case, Rates
-from .world import judge
+from .world import judge, weights_digest
 
 TABLES = Path(__file__).parent / "tables"
 KEEP = ConceptList(lists=("demo-world",))
@@ -33,9 +33,8 @@ CASES = (
 )
 GRID = {
     "tokens": ("last", "tail", "all"),
-    "templates": ("none", "object", "attribute"),
+    "templates": ("none", "object"),
     "preserve_scale": (0.0, 1.0),
-    "ridge": (0.01, 0.1),
 }
 
 
@@ -74,7 +73,9 @@ def _rounded(rates: Rates) -> dict[str, float]:
 
 def _write(name: str, rows: list[dict[str, object]], note: str) -> None:
     TABLES.mkdir(exist_ok=True)
-    (TABLES / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (TABLES / f"{name}.json").write_text(
+        json.dumps({"weights": weights_digest(), "rows": rows}, indent=1) + "\n", encoding="utf-8"
+    )
     heads = list(rows[0])
     lines = [f"# {name}", "", note, "", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     lines += ["| " + " | ".join(str(row[head]) for head in heads) + " |" for row in rows]

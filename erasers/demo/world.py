@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,12 @@ def weights_of(part: str) -> Path:
     """The weights of a part."""
     name = "model" if part == "text_encoder" else "diffusion_pytorch_model"
     return WEIGHTS / part / f"{name}.safetensors"
+
+
+def weights_digest() -> str:
+    """A hash of everything a picture depends on and of the judge; tables carry it, to tell whether they still hold."""
+    paths = [weights_of(part) for part in ("unet", "vae", "text_encoder")] + [WEIGHTS / "judge.safetensors"]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
 def latent_colours() -> list[list[float]]:

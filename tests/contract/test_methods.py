@@ -43,10 +43,10 @@ def test_the_concept_moves_and_the_kept_stay(name: str) -> None:
     operator = fit(name).context["clip_l"]
     erased, target, kept = (encode([prompt])[0].states for prompt in ("ball", "cone", "box"))
     moved = operator.apply(erased)
-    assert (moved - target).norm() < 0.2 * (erased - target).norm()
-    assert (operator.apply(kept) - kept).norm() < 0.2 * (erased - target).norm()
+    assert (moved - target).norm() < 0.3 * (erased - target).norm()
+    assert (operator.apply(kept) - kept).norm() < 0.3 * (erased - target).norm()
     synonym = encode(["orb"])[0].states
-    assert (operator.apply(synonym) - target).norm() < 0.2 * (synonym - target).norm()
+    assert (operator.apply(synonym) - target).norm() < 0.3 * (synonym - target).norm()
 
 
 def test_the_same_task_gives_the_same_eraser(name: str) -> None:

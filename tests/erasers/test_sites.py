@@ -59,7 +59,7 @@ def test_an_edit_is_written_into_weights_without_touching_the_model() -> None:
         sample_size=8,
     )
     before = {name: value.clone() for name, value in unet.state_dict().items()}
-    operator = ContextOperator(down=torch.randn(2, 768) / 100, up=torch.randn(768, 2))
+    operator = ContextOperator(down=torch.randn(2, 768) / 10, up=torch.randn(768, 2))
     x, t, context = torch.randn(1, 4, 8, 8), torch.tensor([10]), torch.randn(1, 77, 768)
     with torch.no_grad():
         hooked = unet(x, t, operator.apply(context, 0.5)).sample

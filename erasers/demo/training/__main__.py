@@ -2,7 +2,7 @@
 
 Stages read what earlier ones left in FOLDER; `export` writes the shipped weights and `table` the
 held-out table beside them. On two CPU cores with bfloat16 units they take about 4 (latents),
-10 (pair), 70 (denoiser), 5 (judge), 15 (autoencoder), 1 (export) and 5 (table) minutes.
+10 (pair), 60 (denoiser), 12 (autoencoder), 5 (judge), 1 (export) and 5 (table) minutes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ..judge import load_judge
 from ..world import WEIGHTS
 from . import autoencoder, denoiser, export, heldout, latents, pair
 
-STAGES = ("latents", "pair", "denoiser", "judge", "autoencoder", "export", "table")
+STAGES = ("latents", "pair", "denoiser", "autoencoder", "judge", "export", "table")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="lethe.erasers.demo.training", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the stages keep their results")
     parser.add_argument("--stage", choices=STAGES, nargs="*", default=STAGES)
-    parser.add_argument("--steps", type=int, default=7000, help="optimiser steps of the denoiser")
+    parser.add_argument("--steps", type=int, default=5600, help="optimiser steps of the denoiser")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where `export` writes")
     options = parser.parse_args()

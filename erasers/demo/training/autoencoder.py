@@ -7,7 +7,9 @@ pictures from them, with noise on the latents so that it forgives the denoiser's
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from .data import cosine_rate, draw_pictures, psnr, set_rate, to_model_range
 from .latents import PatchAutoencoder, crop_batch
 
 LOG = logging.getLogger("lethe")
-CONFIG = dict(
+CONFIG: dict[str, Any] = dict(
     in_channels=3,
     out_channels=3,
     down_block_types=("DownEncoderBlock2D",) * 4,
@@ -32,7 +34,7 @@ CONFIG = dict(
 )
 """Latents have unit scale as they are. The width allows 32 groups, as most KL autoencoders have, but
 then every group of the widest pictures would be one channel, whose mean, the colour, is normalised away."""
-DECODER_STEPS, ENCODER_STEPS, BATCH, PEAK_RATE = 6000, 1500, 8, 2e-3
+DECODER_STEPS, ENCODER_STEPS, BATCH, PEAK_RATE = 4200, 1200, 8, 2e-3
 WHOLE_SHARE = 0.25
 NOISE, LOG_VARIANCE = 0.06, -6.0
 
@@ -45,7 +47,7 @@ def train(folder: Path, teacher: PatchAutoencoder, seed: int = 0) -> dict[str, f
     """
     torch.manual_seed(seed)
     _, pictures = draw_pictures(16_000, seed + 40)
-    model = AutoencoderKL(**CONFIG)
+    model: Any = AutoencoderKL(**CONFIG)
     generator = torch.Generator().manual_seed(seed)
 
     def decoder_loss(batch: Tensor) -> Tensor:
@@ -71,7 +73,14 @@ def train(folder: Path, teacher: PatchAutoencoder, seed: int = 0) -> dict[str, f
     return _measure(model.float().eval(), teacher, to_model_range(fresh))
 
 
-def _fit(name, parameters, loss, pictures: Tensor, steps: int, generator: torch.Generator) -> None:  # type: ignore[no-untyped-def]
+def _fit(
+    name: str,
+    parameters: list[torch.nn.Parameter],
+    loss: Callable[[Tensor], Tensor],
+    pictures: Tensor,
+    steps: int,
+    generator: torch.Generator,
+) -> None:
     """Random 64x64 crops first, whole pictures for the last quarter, where the norms see what they will see."""
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.0)
     for step in range(steps):
@@ -87,7 +96,7 @@ def _fit(name, parameters, loss, pictures: Tensor, steps: int, generator: torch.
 
 
 @torch.no_grad()
-def _measure(model: AutoencoderKL, teacher: PatchAutoencoder, batch: Tensor) -> dict[str, float]:
+def _measure(model: Any, teacher: PatchAutoencoder, batch: Tensor) -> dict[str, float]:
     errors: dict[str, list[Tensor]] = {"psnr_db": [], "psnr_decoder_db": []}
     for chunk in batch.split(32):
         for name, latents in (

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -18,7 +19,7 @@ from .data import cosine_rate, draw_pictures, set_rate, shuffled_batches, to_mod
 from .latents import PatchAutoencoder
 
 LOG = logging.getLogger("lethe")
-CONFIG = dict(
+CONFIG: dict[str, Any] = dict(
     sample_size=16,
     block_out_channels=(64, 128),
     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -28,7 +29,7 @@ CONFIG = dict(
     attention_head_dim=4,
     norm_num_groups=32,
 )
-SCHEDULE = dict(
+SCHEDULE: dict[str, Any] = dict(
     beta_start=0.00085,
     beta_end=0.012,
     beta_schedule="scaled_linear",

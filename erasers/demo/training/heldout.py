@@ -10,7 +10,7 @@ from pathlib import Path
 from ..gallery import Gallery
 from ..grammar import EMBLEM, EMBLEM_HINTS, Scene, describe, draw_scene
 from ..judge import Judge, Reading
-from ..world import CFG, STEPS
+from ..world import CFG, STEPS, weights_digest
 
 SEED = 2024
 Check = Callable[[Scene, Reading], bool]
@@ -64,12 +64,13 @@ def held_out_table(gallery: Gallery, judge: Judge, prompts: int = 500) -> dict[s
 
 def write_table(table: dict[str, dict[str, float]], folder: Path) -> None:
     """Write the table as JSON and as Markdown."""
-    (folder / "held_out.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    content = {"weights": weights_digest(), "table": table}
+    (folder / "held_out.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     lines = [
         "# What the demo model draws",
         "",
-        f"Accuracy of the judge's readings, {STEPS} DDIM steps, guidance {CFG:g}, seed {SEED}. Held-out combinations of "
-        "object, colour and style were never shown to any network in training.",
+        f"Accuracy of the judge's readings, {STEPS} DDIM steps, guidance {CFG:g}, seed {SEED}, bfloat16 autocast.",
+        "Held-out combinations of object, colour and style were never shown to any network in training.",
         "",
         "| prompts | pictures | readings |",
         "|---|---|---|",

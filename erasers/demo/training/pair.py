@@ -11,9 +11,11 @@ import math
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -28,7 +30,7 @@ from .tokens import build_tokenizer
 LOG = logging.getLogger("lethe")
 WIDTH, LENGTH = 192, 32
 STEPS, BATCH, PEAK_RATE = 650, 192, 1.2e-3
-HARDEN_STEPS, HARDEN_PICTURES = 350, 6144
+HARDEN_STEPS, HARDEN_PICTURES = 220, 5000
 GLYPH_PICTURES = 1536
 
 
@@ -50,8 +52,8 @@ def train(folder: Path, seed: int = 0) -> dict[str, float]:
     return {"contrastive_loss": round(contrast, 3)}
 
 
-def harden(folder: Path, autoencoder: PatchAutoencoder, seed: int = 0) -> dict[str, float]:
-    """Teach the judge to read noisy, warped reconstructions too, with the text side frozen.
+def harden(folder: Path, teacher: PatchAutoencoder, seed: int = 0) -> dict[str, float]:
+    """Teach the judge to read what the shipped decoder makes of noisy latents, with the text side frozen.
 
     Returns:
         Its accuracy per kind on such reconstructions of fresh scenes.
@@ -60,12 +62,13 @@ def harden(folder: Path, autoencoder: PatchAutoencoder, seed: int = 0) -> dict[s
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     text = CLIPTextModel.from_pretrained(folder / "text_encoder").float().requires_grad_(False)
     judge = load_judge(folder / "judge.safetensors").train().requires_grad_(True)
+    vae = AutoencoderKL.from_pretrained(folder / "vae").float().requires_grad_(False)
     scenes, pictures = draw_pictures(HARDEN_PICTURES * 2, seed + 30)
-    pictures[:HARDEN_PICTURES] = _spoil(autoencoder, pictures[:HARDEN_PICTURES], seed)
+    pictures[:HARDEN_PICTURES] = _spoil(teacher, vae, pictures[:HARDEN_PICTURES], seed)
     lesson = _Lesson(text, tokenizer, judge, scenes, pictures, [""] * len(scenes), random.Random(seed))
     _optimise(lesson, [*judge.parameters(), lesson.scale], HARDEN_STEPS, seed, peak=5e-4)
     _save_judge(judge, folder)
-    return _check_judge(judge.eval(), autoencoder, seed + 99)
+    return _check_judge(judge.eval(), teacher, vae, seed + 99)
 
 
 def _with_glyphs(scenes: list[Scene], pictures: Tensor, seed: int) -> tuple[list[Scene], Tensor, list[str]]:
@@ -82,7 +85,7 @@ def _save_judge(judge: Judge, folder: Path) -> None:
     save_file(weights, folder / "judge.safetensors")
 
 
-def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def _text_encoder(tokenizer: Any) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -169,16 +172,16 @@ def _jitter(batch: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _spoil(autoencoder: PatchAutoencoder, pictures: Tensor, seed: int) -> Tensor:
+def _spoil(teacher: PatchAutoencoder, vae: Any, pictures: Tensor, seed: int) -> Tensor:
     """Reconstructions of `pictures` (uint8) from latents with noise and smooth warps, as a denoiser errs."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for chunk in pictures.split(64):
         with torch.autocast("cpu", torch.bfloat16):
-            latents = autoencoder.encode(_warp(to_model_range(chunk), generator)).float()
+            latents = teacher.encode(_warp(to_model_range(chunk), generator)).float()
             strength = torch.rand(len(chunk), 1, 1, 1, generator=generator) * 0.3
             latents = latents + strength * torch.randn(latents.shape, generator=generator)
-            decoded = autoencoder.decode(latents).float()
+            decoded = vae.decode(latents).sample.float()
         found.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
     return torch.cat(found)
 
@@ -192,11 +195,11 @@ def _warp(batch: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)
 
 
-def _check_judge(judge: Judge, autoencoder: PatchAutoencoder, seed: int) -> dict[str, float]:
+def _check_judge(judge: Judge, teacher: PatchAutoencoder, vae: Any, seed: int) -> dict[str, float]:
     """Accuracy on noisy reconstructions of fresh scenes, single objects with unseen combinations included."""
     rng = random.Random(seed)
     scenes = [draw_scene(rng, held_out=i % 2 == 0) for i in range(1024)]
-    pictures = _spoil(autoencoder, (render(scenes, rng) * 255).round().to(torch.uint8), seed)
+    pictures = _spoil(teacher, vae, (render(scenes, rng) * 255).round().to(torch.uint8), seed)
     readings = [r for chunk in pictures.split(128) for r in judge.read(chunk.float() / 255)]
     singles = [(s, r) for s, r in zip(scenes, readings, strict=True) if s.kind == "single"]
     truth = {"object": lambda s: s.objects[0][0], "colour": lambda s: s.objects[0][1], "style": lambda s: s.style}

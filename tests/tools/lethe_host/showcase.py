@@ -1,0 +1,188 @@
+"""The main job: runs the shipped workflows in a live server and leaves pictures and a report.
+
+`python -m lethe_host.showcase [FOLDER]`; without a folder it makes `demo-output/<time>`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .client import Client
+from .convert import to_prompt
+from .errors import ConvertError, GraphError, HostError, ServerError
+from .install import CHECKOUT, Host
+from .server import Server
+
+log = logging.getLogger("lethe.host")
+
+WORKFLOWS = CHECKOUT / "workflows"
+PICTURES = 8
+"""Pictures per prompt: the workflows themselves draw fewer."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the judge read off one prompt's pictures.
+
+    Attributes:
+        prompt: the prompt.
+        kind: "erased" (names the concept or a listed synonym), "other word" (means it by a word that
+            the eraser was not told about: a leak) or "kept".
+        before, after: share of pictures that show the erased concept.
+        kept_before, kept_after: share of pictures that show all else that the prompt asks for.
+    """
+
+    prompt: str
+    kind: str
+    before: float
+    after: float
+    kept_before: float
+    kept_after: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="lethe_host.showcase", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", help="where the pictures and the report go")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    folder = options.folder or CHECKOUT / "demo-output" / time.strftime("%Y%m%d-%H%M%S")
+    try:
+        found = run_workflows(folder.resolve(), sorted(WORKFLOWS.glob("*.json")))
+    except (HostError, ServerError, GraphError, ConvertError) as error:
+        log.error("%s", error)
+        return 1
+    write_report(found, folder)
+    log.info("Pictures and report: %s", folder)
+    failed = [name for name, job in found.items() if not _succeeded(job["rows"])]
+    if failed:
+        log.error("The concept was not erased, or something else was lost, in: %s", ", ".join(failed))
+    return 1 if failed else 0
+
+
+def run_workflows(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Run workflows in a server of their own.
+
+    Returns:
+        Per workflow: seconds, its grid's file name, the erased concepts and the judge's rows.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    with Server(Host.current(), folder / "server") as server:
+        client = server.client()
+        info = client.object_info()
+        for path in paths:
+            prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), info)
+            found[path.stem] = _run(client, prompt, folder, path.stem)
+            log.info("%s: %.1f s", path.stem, found[path.stem]["seconds"])
+    return found
+
+
+def _run(client: Client, prompt: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
+    compare_id = next(key for key, node in prompt.items() if node["class_type"] == "LetheCompare")
+    inputs = prompt[compare_id]["inputs"]
+    inputs["count"] = PICTURES
+    started = time.perf_counter()
+    outputs = client.run(prompt)
+    seconds = time.perf_counter() - started
+    shown = outputs[compare_id]
+    grid = folder / f"{name}.png"
+    grid.write_bytes(client.image(shown["images"][0]))
+    pictures = {
+        arm: [_keep(client, reference, folder / name / f"{arm}_{i:02}.png") for i, reference in enumerate(shown[key])]
+        for arm, key in (("before", "a_images"), ("after", "b_images"))
+    }
+    concepts = [node["inputs"] for node in prompt.values() if node["class_type"] == "LetheConcept"]
+    return {
+        "seconds": round(seconds, 1),
+        "grid": grid.name,
+        "erased": [concept["text"] for concept in concepts],
+        "settings": {key: value for key, value in inputs.items() if not isinstance(value, list | dict)},
+        "rows": [asdict(row) for row in _judge(inputs["prompts"].splitlines(), concepts, pictures)],
+    }
+
+
+def _keep(client: Client, reference: dict[str, str], path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(client.image(reference))
+    return path
+
+
+def _judge(prompts: list[str], concepts: list[dict[str, Any]], pictures: dict[str, list[Path]]) -> list[Row]:
+    """Read every picture with the demo world's judge."""
+    import numpy as np
+    import torch
+    from lethe.erasers.demo.grammar import find_word
+    from lethe.erasers.demo.world import judge
+    from PIL import Image
+
+    erased = {find_word(concept["text"].split()[0]).name for concept in concepts}
+    told = {_split(name)[0] for c in concepts for name in (c["text"], *c["synonyms"].splitlines())}
+    arms = {}
+    for arm, paths in pictures.items():
+        batch = torch.stack([torch.from_numpy(np.asarray(Image.open(path).convert("RGB")) / 255.0) for path in paths])
+        arms[arm] = [reading.words() for reading in judge().read(batch.movedim(-1, 1))]
+    rows = []
+    for index, prompt in enumerate(prompts):
+        asked = _words_of(prompt, find_word)
+        chunk = slice(index * PICTURES, (index + 1) * PICTURES)
+        shares = [_shares(arms[arm][chunk], erased, asked - erased) for arm in ("before", "after")]
+        (before, kept_before), (after, kept_after) = shares
+        kind = "kept" if not asked & erased else "erased" if told & set(_split(prompt)) else "other word"
+        rows.append(Row(prompt, kind, before, after, kept_before, kept_after))
+    return rows
+
+
+def _words_of(prompt: str, find_word: Any) -> set[str]:
+    """The concepts of the demo world that a prompt names."""
+    found = set()
+    for word in _split(prompt):
+        try:
+            found.add(find_word(word).name)
+        except KeyError:
+            continue
+    return found
+
+
+def _split(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _shares(shown: list[set[str]], erased: set[str], asked: set[str]) -> tuple[float, float]:
+    return sum(bool(words & erased) for words in shown) / len(shown), sum(asked <= words for words in shown) / len(
+        shown
+    )
+
+
+def _succeeded(rows: list[dict[str, Any]]) -> bool:
+    """The concept is gone where it was asked for, and elsewhere most pictures still show what they should."""
+    gone = [row["after"] for row in rows if row["kind"] == "erased"]
+    kept = [row["kept_after"] for row in rows if row["kind"] == "kept"]
+    return max(gone) <= 0.25 and min(kept) >= 0.6
+
+
+def write_report(found: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Write report.json and report.md."""
+    (folder / "report.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    lines = ["# What the demo model forgot, and what it kept", ""]
+    lines += [f"{PICTURES} pictures a prompt; rates are what the demo world's judge reads off them.", ""]
+    for name, job in found.items():
+        lines += [f"## {name}: without {', '.join(job['erased'])}", "", f"![before and after]({job['grid']})", ""]
+        lines += ["| prompt | kind | shows the erased, before | after | shows the rest, before | after |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for row in job["rows"]:
+            rates = (row[key] for key in ("before", "after", "kept_before", "kept_after"))
+            lines.append(f"| {row['prompt']} | {row['kind']} | " + " | ".join(f"{rate:.2f}" for rate in rates) + " |")
+        lines.append("")
+    (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
