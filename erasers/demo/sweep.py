@@ -92,10 +92,11 @@ def main() -> None:
     bench = Bench(Gallery(), judge(), count, options.steps)
     rows = sweep(bench) if options.job == "sweep" else figures(bench)
     note = (
-        f"{count} pictures a cell, {options.steps} DDIM steps, guidance 4. Rates: `before`, `direct`, `synonym` and "
-        "`alias` are how often the erased concept is read (alias: a word whose text embedding has nothing to do with "
-        "it); `floor` is how often it is read off the replacement's pictures; `near` and `far` are how often other "
-        "concepts of the same kind, and of other kinds, are read right."
+        f"{count} pictures a cell ({count // 2} for before, synonym, alias), {options.steps} DDIM steps, guidance 4. "
+        "Preserved: the list demo-world. `before`, `direct`, `synonym` and `alias` are how often the erased concept is "
+        "read; the eraser was not told the synonym, and the alias is a word whose text embedding is unrelated to the "
+        "concept's. `floor` is how often it is read off the replacement's pictures; `near` and `far` are how often "
+        "other concepts of the same kind, and of other kinds, are read right."
     )
     _write(f"uce_{options.job}", rows, note)
 

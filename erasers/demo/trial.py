@@ -39,6 +39,8 @@ class Case:
 class Rates:
     """Rates in 0..1. `direct` to `alias`: the erased concept is read; `near`, `far`: what was asked for is read.
 
+    `before`, `synonym` and `alias` are taken from half the pictures.
+
     Attributes:
         before, direct: prompts that name the concept, untouched and edited model.
         floor: prompts that name the replacement, untouched model.
@@ -90,19 +92,22 @@ class Bench:
         shows = _shows(case)
         missing = float("nan")
 
-        def rate(word: str, edit: ContextOperator | None) -> float:
-            readings = self._read([self._caption(scene, case, word, i) for i, scene in enumerate(scenes)], edit)
+        half = len(scenes) // 2
+
+        def rate(word: str, edit: ContextOperator | None, count: int = len(scenes)) -> float:
+            captions = [self._caption(scene, case, word, i) for i, scene in enumerate(scenes[:count])]
+            readings = self._read(captions, edit)
             return _mean([shows(reading) for reading in readings])
 
         near_scenes, far_scenes = self._others(case)
         near_kinds = [case.kind] if case.kind != "character" else ["figure"]
         far_kinds = ["object", "colour", "style"] if case.kind == "character" else ["figure"]
         return Rates(
-            before=missing if fast else rate(case.name, None),
+            before=missing if fast else rate(case.name, None, half),
             floor=missing if fast else rate(case.replacement, None),
             direct=rate(case.name, operator),
-            synonym=missing if fast else rate(case.word.synonyms[0], operator),
-            alias=missing if fast else rate(case.word.alias, operator),
+            synonym=missing if fast else rate(case.word.synonyms[0], operator, half),
+            alias=missing if fast else rate(case.word.alias, operator, half),
             near_before=self._accuracy(near_scenes, near_kinds, None),
             near=self._accuracy(near_scenes, near_kinds, operator),
             far_before=self._accuracy(far_scenes, far_kinds, None),
