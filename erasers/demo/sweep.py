@@ -36,13 +36,14 @@ GRID = {
     "templates": ("none", "object"),
     "preserve_scale": (0.0, 1.0),
 }
+RUNS = [dict(zip(GRID, values, strict=True)) | {"ridge": 0.1} for values in itertools.product(*GRID.values())]
+RUNS += [{"tokens": "tail", "templates": "object", "preserve_scale": 0.0, "ridge": ridge} for ridge in (0.01, 0.001)]
 
 
 def sweep(bench: Bench) -> list[dict[str, object]]:
-    """Every combination of `GRID` on one case of each kind, with small samples."""
+    """Every setting of `RUNS` on one case of each kind, with small samples."""
     rows = []
-    for values in itertools.product(*GRID.values()):
-        settings: dict[str, object] = dict(zip(GRID, values, strict=True))
+    for settings in RUNS:
         found = [bench.rates(case, bench.operator(case, settings, KEEP), fast=True) for case in CASES[::2]]
         rows.append({**settings, **_average(found), "worst direct": max(rates.direct for rates in found)})
         print(json.dumps(rows[-1]), flush=True)

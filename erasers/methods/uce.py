@@ -57,8 +57,8 @@ class UCE:
             ),
             Parameter(
                 "ridge",
-                0.1,
-                "Weight of staying close to the present weights. Start at 0.1 (relative); the paper's is 0.5 "
+                0.001,
+                "Weight of staying close to the present weights. Start at 0.001 (relative); the program's is 0.5 "
                 "(absolute). Higher erases less and keeps more.",
                 minimum=1e-6,
                 maximum=1000.0,

@@ -1,6 +1,6 @@
 """Time and peak memory of a closed-form edit on full-size UNets with random weights.
 
-`python -m lethe.kernels.bench [sd1 sdxl] [--concepts 10] [--preserve 100]`. The reference beside it
+`python -m lethe.kernels.bench [sd1 sd2 sdxl] [--concepts 10] [--preserve 100]`. The reference beside it
 is the published formula as it is usually programmed: per layer, sums of outer products and an inverse.
 """
 
@@ -18,27 +18,14 @@ from lethe.erasers.algebra.closed_form import solve_edit
 from lethe.erasers.diffusers_host import unet_sites, write_operator
 from torch import Tensor
 
-UNETS: dict[str, dict[str, Any]] = {
-    "sd1": {"cross_attention_dim": 768},
-    "sdxl": {
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": [1, 2, 10],
-        "cross_attention_dim": 2048,
-        "attention_head_dim": [5, 10, 20],
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
+from .unets import UNETS
+
 REFERENCE_LAYERS = 4
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="lethe.kernels.bench", description=__doc__)
-    parser.add_argument("unets", nargs="*", default=list(UNETS), help=f"of {', '.join(UNETS)}")
+    parser.add_argument("unets", nargs="*", default=["sd1", "sdxl"], help=f"of {', '.join(UNETS)}")
     parser.add_argument("--concepts", type=int, default=10)
     parser.add_argument("--preserve", type=int, default=100)
     options = parser.parse_args()

@@ -10,26 +10,13 @@ from lethe.erasers.errors import FamilyError
 from lethe.erasers.registry import families
 from lethe.erasers.result import ContextOperator
 from lethe.erasers.sites import find_sites
-
-SD1 = {"cross_attention_dim": 768}
-SD2 = {"cross_attention_dim": 1024, "use_linear_projection": True, "attention_head_dim": [5, 10, 20, 20]}
-SDXL = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": [1, 2, 10],
-    "cross_attention_dim": 2048,
-    "attention_head_dim": [5, 10, 20],
-    "use_linear_projection": True,
-}
+from lethe.kernels.bench.unets import UNETS
 
 
-@pytest.mark.parametrize(
-    ("config", "name", "blocks"), [(SD1, "sd1", 16), (SD2, "sd2", 16), (SDXL, "sdxl", 70)], ids=["sd1", "sd2", "sdxl"]
-)
-def test_full_size_unets_are_recognised(config: dict[str, object], name: str, blocks: int) -> None:
+@pytest.mark.parametrize(("name", "blocks"), [("sd1", 16), ("sd2", 16), ("sdxl", 70)])
+def test_full_size_unets_are_recognised(name: str, blocks: int) -> None:
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**config)
+        unet = UNet2DConditionModel(**UNETS[name])
     family, sites = unet_sites(unet)
     assert family.name == name
     assert family.blocks == blocks
