@@ -10,8 +10,8 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..concepts import ConceptList
@@ -37,17 +37,25 @@ GRID = {
     "preserve_scale": (0.0, 1.0),
 }
 RUNS = [dict(zip(GRID, values, strict=True)) | {"ridge": 0.1} for values in itertools.product(*GRID.values())]
-RUNS += [{"tokens": "tail", "templates": "object", "preserve_scale": 0.0, "ridge": ridge} for ridge in (0.01, 0.001)]
+CHOSEN = {"tokens": "tail", "templates": "object", "preserve_scale": 0.0}
+RUNS += [CHOSEN | {"ridge": ridge} for ridge in (0.01, 0.001)]
+SAME_KIND, EMPTY = "same kind", "empty"
 
 
 def sweep(bench: Bench) -> list[dict[str, object]]:
-    """Every setting of `RUNS` on one case of each kind, with small samples."""
-    rows = []
-    for settings in RUNS:
-        found = [bench.rates(case, bench.operator(case, settings, KEEP), fast=True) for case in CASES[::2]]
-        rows.append({**settings, **_average(found), "worst direct": max(rates.direct for rates in found)})
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+    """Every setting of `RUNS`, then the chosen ones without a replacement, on one case of each kind."""
+    rows = [sweep_row(bench, settings, SAME_KIND) for settings in RUNS]
+    return [*rows, sweep_row(bench, RUNS[-1], EMPTY)]
+
+
+def sweep_row(bench: Bench, settings: Mapping[str, object], replacement: str) -> dict[str, object]:
+    """Averages over one case of each kind, with the case's own replacement or with none."""
+    cases = [replace(case, replacement="") if replacement == EMPTY else case for case in CASES[::2]]
+    found = [bench.rates(case, bench.operator(case, settings, KEEP), fast=True) for case in cases]
+    worst = max(rates.direct for rates in found)
+    row = {**settings, "replacement": replacement, **_average(found), "worst direct": worst}
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def figures(bench: Bench) -> list[dict[str, object]]:

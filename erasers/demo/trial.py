@@ -6,7 +6,7 @@ Every rate is the share of pictures in which the judge reads what it is asked fo
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,7 +76,7 @@ class Bench:
         }
 
     def operator(
-        self, case: Case, settings: dict[str, object], keep: ConceptList, method: str = "uce"
+        self, case: Case, settings: Mapping[str, object], keep: ConceptList, method: str = "uce"
     ) -> ContextOperator:
         """Fit `method` to a case; `keep` holds what to preserve."""
         fit = method_named(method)
