@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .algebra.hooks import Output, hooked
 from .errors import FamilyError, SettingError
-from .model import TextTower, phrase_end
+from .model import TextTower, Token, is_vector
+from .painter import Shot, Source, Spelling, alike
 from .registry import families
 from .result import ContextOperator, Eraser
 from .sites import Family, Site, find_sites, pooled_site
@@ -52,19 +54,35 @@ class DiffusersModel:
         return {name: module for name, module in self.unet.named_modules() if re.search(pattern, name)}
 
     def tower(self) -> TextTower:
-        def run(prompts: list[str]) -> tuple[Tensor, Tensor]:
-            out = self.text_model(_token_ids(self.tokenizer, prompts))
-            return out.last_hidden_state.float(), out.pooler_output.float()
+        module, tokenizer = named_tower(self.text_model), self.tokenizer
+        table = module.get_submodule("text_model.embeddings.token_embedding")
 
-        module = named_tower(self.text_model)
+        def ids(prompt: str) -> list[int]:
+            return _token_ids(tokenizer, [prompt])[0].tolist()
+
+        def encode(rows: Sequence[Sequence[Token]]) -> tuple[Tensor, Tensor]:
+            vectors = [(i, j, token) for i, row in enumerate(rows) for j, token in enumerate(row) if is_vector(token)]
+            stand_in = tokenizer.unk_token_id or 0
+            numbers = torch.tensor([[stand_in if is_vector(token) else int(token) for token in row] for row in rows])
+
+            def splice(_module: nn.Module, _args: tuple[Tensor, ...], output: Output) -> Output:
+                assert isinstance(output, Tensor)
+                embedded = output.clone()
+                for i, j, vector in vectors:
+                    embedded[i, j] = vector.to(embedded)
+                return embedded
+
+            with hooked([(table, splice)]):
+                out = self.text_model(numbers)
+            return out.last_hidden_state.float(), out.pooler_output.float()
 
         def weight(name: str) -> Tensor:
             return module.get_parameter(name).detach().float().cpu()
 
-        def position(prompt: str, phrase: str) -> int:
-            return phrase_end(_token_ids(self.tokenizer, [prompt, phrase]).tolist(), self.tokenizer.eos_token_id)
+        def decode(ids: Sequence[int]) -> str:
+            return tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
-        return TextTower(self.family.stream, module, run, weight, position)
+        return TextTower(self.family.stream, module, ids, encode, decode, weight, tokenizer.eos_token_id)
 
     @torch.no_grad()
     def sample(
@@ -76,59 +94,82 @@ class DiffusersModel:
         on_step: Callable[[int], None] | None = None,
         operator: ContextOperator | None = None,
     ) -> Tensor:
-        context = torch.cat([self.context(prompts[i : i + _BATCH], operator) for i in range(0, len(prompts), _BATCH)])
-        return self.sample_features(context, self.context([""], operator), steps, cfg, seed, on_step)
+        context = self.context(prompts, operator)
+        noise = torch.randn(len(prompts), *self._shape(), generator=torch.Generator().manual_seed(seed))
+        batches = zip(noise.split(_BATCH), context.split(_BATCH), strict=True)
+        empty = self.context([""], operator)
+        return torch.cat([self._sample(x, [(1.0, rows)], empty, steps, cfg, on_step) for x, rows in batches])
 
     @torch.no_grad()
-    def sample_features(
-        self,
-        context: Tensor,
-        empty: Tensor,
-        steps: int,
-        cfg: float,
-        seed: int,
-        on_step: Callable[[int], None] | None = None,
-    ) -> Tensor:
-        """Draw one latent per row of text features `[n, tokens, d]`; `empty` `[1, tokens, d]` is the empty prompt."""
-        size = self.unet.config["sample_size"]
-        shape = (len(context), self.unet.config["in_channels"], size, size)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        batches = zip(noise.split(_BATCH), context.split(_BATCH), strict=True)
-        return torch.cat([self._sample(x, rows, empty, steps, cfg, on_step) for x, rows in batches])
+    def sample_shots(self, shots: Sequence[Shot], steps: int, cfg: float) -> Tensor:
+        """Draw one latent per shot, `[n, c, h, w]`, in batches of those that differ only in sources and seeds."""
+        found = torch.empty(len(shots), *self._shape())
+        empty = self.context([""])
+        for group in alike(shots):
+            for places in (group[i : i + _BATCH] for i in range(0, len(group), _BATCH)):
+                chosen = [shots[place] for place in places]
+                columns = zip(*(shot.cue.parts for shot in chosen), strict=True)
+                parts = [(column[0][0], self._features([source for _, source in column])) for column in columns]
+                noise = [torch.randn(self._shape(), generator=torch.Generator().manual_seed(s.seed)) for s in chosen]
+                own = cfg if chosen[0].cfg is None else chosen[0].cfg
+                found[places] = self._sample(torch.stack(noise), parts, empty, steps, own)
+        return found
 
     def context(self, prompts: list[str], operator: ContextOperator | None = None) -> Tensor:
-        """The text features of prompts as the UNet is given them, `[n, tokens, d]`."""
+        """The text features of prompts as they leave the text encoder and `operator`, `[n, tokens, d]`."""
         with torch.no_grad():
-            context = self.tower().run(prompts)[0]
-        for edit in (operator, self.operator):
-            context = context if edit is None else edit.apply(context)
-        return context
+            batches = [self.tower().run(prompts[i : i + _BATCH])[0] for i in range(0, len(prompts), _BATCH)]
+            return torch.cat(batches) if operator is None else operator.apply(torch.cat(batches))
 
-    def predict_noise(self, latents: Tensor, noise: Tensor, percent: float, context: Tensor) -> Tensor:
+    def predict_noise(
+        self, latents: Tensor, noise: Tensor, percent: float | Tensor, context: Tensor, cfg: float = 1.0
+    ) -> Tensor:
         if self.scheduler.config["prediction_type"] != "epsilon":
             raise FamilyError(
                 f"This scheduler predicts {self.scheduler.config['prediction_type']}, not the noise.",
                 "Use a pipeline whose scheduler predicts epsilon.",
             )
         last = self.scheduler.config["num_train_timesteps"] - 1
-        time = torch.full((len(latents),), round((1 - percent) * last))
-        return self.unet(self.scheduler.add_noise(latents, noise, time), time, context).sample
+        time = ((1 - torch.as_tensor(percent)) * last).round().long().expand(len(latents))
+        x = self.scheduler.add_noise(latents, noise, time)
+        said = self.unet(x, time, self._edited(context)).sample
+        if cfg == 1:
+            return said
+        unsaid = self.unet(x, time, self._edited(self.context([""]).expand_as(context))).sample
+        return unsaid + cfg * (said - unsaid)
+
+    def _edited(self, context: Tensor) -> Tensor:
+        """Text features as the UNet is given them."""
+        return context if self.operator is None else self.operator.apply(context)
+
+    def _shape(self) -> tuple[int, int, int]:
+        size = self.unet.config["sample_size"]
+        return self.unet.config["in_channels"], size, size
+
+    def _features(self, sources: Sequence[Source]) -> Tensor:
+        tower = self.tower()
+        spelled = [s.tokens if isinstance(s, Spelling) else tower.ids(s) for s in sources if not isinstance(s, Tensor)]
+        states = iter(tower.encode(spelled)[0] if spelled else ())
+        return torch.stack([source if isinstance(source, Tensor) else next(states) for source in sources])
 
     def _sample(
         self,
         x: Tensor,
-        context: Tensor,
+        parts: Sequence[tuple[float, Tensor]],
         empty: Tensor,
         steps: int,
         cfg: float,
-        on_step: Callable[[int], None] | None,
+        on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
-        both = torch.cat([context, empty.expand_as(context)])
+        """DDIM from noise `[n, c, h, w]`, with features `[n, tokens, d]` weighed as a `Cue` says."""
+        features = [*(context for _, context in parts), empty.expand(len(x), -1, -1)]
+        context = self._edited(torch.cat(features))
         self.scheduler.set_timesteps(steps)
         for step, time in enumerate(self.scheduler.timesteps):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-                said, unsaid = self.unet(torch.cat([x, x]), time, both).sample.float().chunk(2)
-            x = self.scheduler.step(unsaid + cfg * (said - unsaid), time, x).prev_sample
+                *said, unsaid = self.unet(torch.cat([x] * len(features)), time, context).sample.float().split(len(x))
+            pull = sum(weight * (noise - unsaid) for (weight, _), noise in zip(parts, said, strict=True))
+            x = self.scheduler.step(unsaid + cfg * pull, time, x).prev_sample
             if on_step is not None:
                 on_step(step)
         return x

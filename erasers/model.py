@@ -6,14 +6,18 @@ denoisers, without a prefix; text encoders are named by their stream: `clip_l.te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from torch import Tensor, nn
 
 from .errors import ConceptError
 from .result import ContextOperator
+
+
+Token = int | Tensor
+"""A token's id, or the vector `[d]` that stands in place of its embedding."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +27,55 @@ class TextTower:
     Attributes:
         stream: its name in a family, e.g. "clip_l".
         module: the network itself, for hooks only; its weights are read through `weight`.
-        run: prompts to states `[n, tokens, d]` and pooled features `[n, p]`, both float32; with
-            gradients where they are switched on.
+        ids: padded token ids of a prompt, from its start token on.
+        encode: rows of tokens, padded, to states `[n, tokens, d]` and pooled features `[n, p]`, both
+            float32; with gradients where they are switched on, towards vectors among the tokens too.
+        decode: token ids to text.
         weight: the effective weight of a parameter of `module` by name, float32 on the CPU.
-        position: of the last token of a phrase (second argument, "" for the whole prompt) in a prompt.
+        end: id of the end token.
     """
 
     stream: str
     module: nn.Module
-    run: Callable[[list[str]], tuple[Tensor, Tensor]]
+    ids: Callable[[str], Sequence[int]]
+    encode: Callable[[Sequence[Sequence[Token]]], tuple[Tensor, Tensor]]
+    decode: Callable[[Sequence[int]], str]
     weight: Callable[[str], Tensor]
-    position: Callable[[str, str], int]
+    end: int
+
+    def run(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Prompts to states and pooled features, as `encode` gives them."""
+        return self.encode([self.ids(prompt) for prompt in prompts])
+
+    def vocabulary(self) -> Tensor:
+        """The embedding of every token, `[v, d]` float32 on the CPU."""
+        names = (name for name, _ in self.module.named_parameters() if name.endswith("token_embedding.weight"))
+        return self.weight(next(names))
+
+    def content(self, prompt: str) -> list[int]:
+        """Token ids of a prompt without start, end and padding."""
+        ids = list(self.ids(prompt))
+        return ids[1 : ids.index(self.end, 1)] if self.end in ids[1:] else ids[1:]
+
+    def padded(self, content: Sequence[Token]) -> list[Token]:
+        """Content tokens between start, end and padding; what does not fit is cut off."""
+        frame = list(self.ids(""))
+        room = len(frame) - 2
+        return [frame[0], *content[:room], self.end, *frame[len(content[:room]) + 2 :]]
+
+    def position(self, prompt: str, phrase: str) -> int:
+        """Position of the last token of a phrase in a prompt; of the prompt's last token for an empty phrase.
+
+        Raises:
+            ConceptError: the phrase's tokens do not stand in the prompt.
+        """
+        whole, part = self.content(prompt), self.content(phrase)
+        for start in range(len(whole) - len(part), -1, -1):
+            if part and whole[start : start + len(part)] == part:
+                return start + len(part)
+        if part:
+            raise ConceptError("A concept's words are not found in its own prompt.", "Write them without punctuation.")
+        return len(whole)
 
 
 class Model(Protocol):
@@ -72,31 +114,22 @@ class Model(Protocol):
         """
         ...
 
-    def predict_noise(self, latents: Tensor, noise: Tensor, percent: float, context: Tensor) -> Tensor:
-        """The noise the denoiser sees in noised latents, with gradients where they are switched on.
+    def predict_noise(
+        self, latents: Tensor, noise: Tensor, percent: float | Tensor, context: Tensor, cfg: float = 1.0
+    ) -> Tensor:
+        """The noise the model sees in noised latents, with gradients where they are switched on.
+
+        Erasers and guards that the model carries take part, as they do when it draws.
 
         Args:
             latents, noise: `[n, c, h, w]`.
-            percent: how far sampling has come, 0 (all noise) to 1.
-            context: `[n, tokens, d]`.
+            percent: how far sampling has come, 0 (all noise) to 1; one for all, or `[n]`.
+            context: `[n, tokens, d]`, as it leaves the text encoder.
+            cfg: guidance scale against the empty prompt; 1 is the prediction for `context` alone.
         """
         ...
 
 
-def phrase_end(ids: list[list[int]], end: int) -> int:
-    """Position of the last token of a phrase in a prompt; of the prompt's last token for an empty phrase.
-
-    Args:
-        ids: the padded token ids of the prompt and of the phrase.
-        end: id of the end token.
-
-    Raises:
-        ConceptError: the phrase's tokens do not stand in the prompt.
-    """
-    prompt, phrase = (row[1 : row.index(end, 1)] for row in ids)
-    for start in range(len(prompt) - len(phrase), -1, -1):
-        if phrase and prompt[start : start + len(phrase)] == phrase:
-            return start + len(phrase)
-    if phrase:
-        raise ConceptError("A concept's words are not found in its own prompt.", "Write them without punctuation.")
-    return len(prompt)
+def is_vector(token: Token) -> TypeGuard[Tensor]:
+    """Whether a token is a vector in place of an id."""
+    return isinstance(token, Tensor)

@@ -1,6 +1,7 @@
-"""Finds what the pack offers: every file in `methods/` and `families/` that carries an entry.
+"""Finds what the pack offers: every file in `methods/`, `attacks/`, `probes/` and `families/` that carries an entry.
 
-A method file defines `METHOD`, a family file `FAMILY`. There is no list to edit.
+A method file defines `METHOD`, an attack file `ATTACK`, a probe file `PROBE`, a family file `FAMILY`. There is no
+list to edit.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ import pkgutil
 from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from .errors import SettingError
+from .probe import Probe
 from .result import Eraser
 from .sites import Family
 from .spec import MethodSpec, Value
+from .target import Attack
 from .task import Task
+
+Entry = TypeVar("Entry")
 
 
 class Method(Protocol):
@@ -41,11 +46,37 @@ def families() -> Mapping[str, Family]:
     return MappingProxyType({entry.name: entry for entry in _entries("families", "FAMILY")})
 
 
+@cache
+def attacks() -> Mapping[str, Attack]:
+    """Every attack by name."""
+    return MappingProxyType({entry.spec.name: entry for entry in _entries("attacks", "ATTACK")})
+
+
+@cache
+def probes() -> Mapping[str, Probe]:
+    """Every probe by name."""
+    return MappingProxyType({entry.spec.name: entry for entry in _entries("probes", "PROBE")})
+
+
 def method_named(name: str | None) -> Method:
     """Look a method up; SettingError names those that exist."""
-    found = methods().get(name or "")
+    return _named("method", name, methods())
+
+
+def attack_named(name: str | None) -> Attack:
+    """Look an attack up; SettingError names those that exist."""
+    return _named("attack", name, attacks())
+
+
+def probe_named(name: str | None) -> Probe:
+    """Look a probe up; SettingError names those that exist."""
+    return _named("probe", name, probes())
+
+
+def _named(kind: str, name: str | None, known: Mapping[str, Entry]) -> Entry:
+    found = known.get(name or "")
     if found is None:
-        raise SettingError(f"There is no method '{name}'.", f"Choose one of: {', '.join(methods())}.")
+        raise SettingError(f"There is no {kind} '{name}'.", f"Choose one of: {', '.join(known)}.")
     return found
 
 

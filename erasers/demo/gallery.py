@@ -17,8 +17,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..concepts import ConceptList
 from ..diffusers_host import DiffusersModel, named_tower, write_eraser, write_text_edits
+from ..painter import Shot, prompted, sketch
 from ..provenance import fingerprint
 from ..result import Eraser
+from ..spec import Value
 from ..store.preserve_cache import PreserveCache
 from ..task import Task
 from .world import CFG, STEPS, WEIGHTS, judge
@@ -27,7 +29,8 @@ from .world import CFG, STEPS, WEIGHTS, judge
 class Gallery:
     """The demo world's parts as diffusers loads them, and a batched DDIM sampler."""
 
-    def __init__(self, folder: Path = WEIGHTS) -> None:
+    def __init__(self, folder: Path = WEIGHTS, steps: int = STEPS, cfg: float = CFG) -> None:
+        self.steps, self.cfg = steps, cfg
         unet: Any = UNet2DConditionModel.from_pretrained(folder / "unet").float().eval()
         text = CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
@@ -67,6 +70,19 @@ class Gallery:
             `[n, 3, 128, 128]` float32 in 0..1.
         """
         return self.decode(self.model.sample(list(prompts), steps, cfg, seed))
+
+    def paint(self, shots: Sequence[Shot]) -> Tensor:
+        """One picture per shot (painter.Painter)."""
+        return self.decode(self.model.sample_shots(shots, self.steps, self.cfg))
+
+    def settings(self) -> dict[str, Value]:
+        """How pictures are drawn (painter.Painter)."""
+        return {"sampler": "ddim", "steps": self.steps, "cfg": self.cfg, "width": 128, "height": 128}
+
+    def sketch(self, prompts: Sequence[str]) -> Tensor:
+        """What tells this gallery from one with another eraser (painter.Painter)."""
+        shots = [Shot(prompted(prompt), seed) for seed, prompt in enumerate(prompts)]
+        return sketch(self.model.sample_shots(shots, 2, self.cfg))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -64,9 +64,22 @@ class Judge(nn.Module):
         return {kind: head(features) for kind, head in self.heads.items()}, self.projection(features)
 
     @torch.no_grad()
+    def seen(self, pictures: Tensor) -> list[set[str]]:
+        """Everything seen in each of a batch `[B, 3, 128, 128]`; unlike `read`, several objects and colours."""
+        logits, _ = self(pictures.float())
+        found = [reading.words() for reading in self._readings(logits)]
+        for kind in PRESENCE:
+            for row, present in enumerate(logits[kind] > 0):
+                if logits["figure"][row].argmax() == 0:
+                    found[row] |= {label for label, there in zip(LABELS[kind], present.tolist(), strict=True) if there}
+        return found
+
+    @torch.no_grad()
     def read(self, pictures: Tensor) -> list[Reading]:
         """Read a batch `[B, 3, 128, 128]` float in 0..1."""
-        logits, _ = self(pictures.float())
+        return self._readings(self(pictures.float())[0])
+
+    def _readings(self, logits: dict[str, Tensor]) -> list[Reading]:
         figures = logits["figure"].argmax(1)
         columns: dict[str, list[str]] = {}
         for kind, labels in LABELS.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.model_management
@@ -14,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...erasers.errors import FamilyError
-from ...erasers.model import TextTower, phrase_end
+from ...erasers.model import TextTower, Token
 from ...erasers.result import ContextOperator
 from .conditioning import end_token, token_ids
 from .patcher import HOOK, applied_erasers, effective_weight, hook_operator
@@ -61,23 +61,25 @@ class HostModel:
                 "This CLIP holds more than one text encoder.", "This method is for models with one, such as SD 1 and 2."
             )
         encoder = getattr(inner, stream)
-        end = end_token(self.clip)
 
-        def run(prompts: list[str]) -> tuple[Tensor, Tensor]:
+        def ids(prompt: str) -> tuple[int, ...]:
+            return token_ids(self.clip, prompt)
+
+        def encode(rows: Sequence[Sequence[Token]]) -> tuple[Tensor, Tensor]:
             comfy.model_management.load_models_gpu([self.clip.patcher], force_full_load=True)
             _ordinary(encoder)
             inner.reset_clip_options()
             inner.set_clip_options({"execution_device": self.clip.patcher.load_device})
-            states, pooled = encoder.encode([list(token_ids(self.clip, prompt)) for prompt in prompts])[:2]
+            states, pooled = encoder.encode([list(row) for row in rows])[:2]
             return states.float(), pooled.float()
+
+        def decode(ids: Sequence[int]) -> str:
+            return self.clip.tokenizer.decode(list(ids)).strip()
 
         def weight(name: str) -> Tensor:
             return effective_weight(self.clip.patcher, f"{stream}.transformer.{name}")
 
-        def position(prompt: str, phrase: str) -> int:
-            return phrase_end([list(token_ids(self.clip, text)) for text in (prompt, phrase)], end)
-
-        return TextTower(stream, encoder.transformer, run, weight, position)
+        return TextTower(stream, encoder.transformer, ids, encode, decode, weight, end_token(self.clip))
 
     def sample(
         self,

@@ -220,10 +220,10 @@ def test_the_text_encoder_is_left_as_it_was() -> None:
 def test_no_hook_stays_behind_when_the_text_encoder_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ToyModel()
 
-    def fail(_prompts: list[str]) -> tuple[Tensor, Tensor]:
+    def fail(_rows: object) -> tuple[Tensor, Tensor]:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(model, "run", fail)
+    monkeypatch.setattr(model, "read", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         METHOD.fit(model.task(CONCEPTS), settings())
     assert all(not module._forward_hooks for module in model.text.modules())

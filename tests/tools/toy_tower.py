@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from lethe.erasers.algebra.hooks import Output, hooked
 from lethe.erasers.concepts import ConceptList
-from lethe.erasers.model import TextTower
+from lethe.erasers.model import TextTower, Token, is_vector
 from lethe.erasers.registry import families
 from lethe.erasers.result import ContextOperator
 from lethe.erasers.task import EncodedPrompt, Task
@@ -49,22 +50,40 @@ class ToyModel:
         ids = [self.words.setdefault(part, len(self.words)) for part in parts]
         return [START, *ids, *[END] * (TOKENS - 1 - len(ids))]
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The words of token ids."""
+        words = {number: word for word, number in self.words.items()}
+        return " ".join(words.get(number, f"w{number}") for number in ids if number not in (START, END))
+
     def run(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        out = self.text(torch.tensor([self.ids(prompt) for prompt in prompts]), output_hidden_states=bool(self.layers))
+        return self.read([self.ids(prompt) for prompt in prompts])
+
+    def read(self, rows: Sequence[Sequence[Token]]) -> tuple[Tensor, Tensor]:
+        """Rows of tokens to states and pooled features; a vector takes the place of a token's embedding."""
+        numbers = torch.tensor([[0 if is_vector(token) else token for token in row] for row in rows])
+        vectors = [(i, j, token) for i, row in enumerate(rows) for j, token in enumerate(row) if is_vector(token)]
+
+        def splice(_module: nn.Module, _args: object, output: Output) -> Output:
+            assert isinstance(output, Tensor)
+            embedded = output.clone()
+            for i, j, vector in vectors:
+                embedded[i, j] = vector
+            return embedded
+
+        table = next(module for name, module in self.text.named_modules() if name.endswith("token_embedding"))
+        with hooked([(table, splice)]):
+            out = self.text(numbers, output_hidden_states=bool(self.layers))
         states = out.hidden_states[self.layers] if self.layers else out.last_hidden_state
         return states, out.pooler_output
 
     def position(self, prompt: str, phrase: str) -> int:
-        whole, part = (self.ids(text)[1 : self.ids(text).index(END)] for text in (prompt, phrase))
-        starts = range(len(whole) - len(part), -1, -1)
-        found = next(start for start in starts if not part or whole[start : start + len(part)] == part)
-        return found + len(part)
+        return self.tower().position(prompt, phrase)
 
     def tower(self) -> TextTower:
         def weight(name: str) -> Tensor:
             return self.text.get_parameter(name).detach().clone()
 
-        return TextTower("clip_l", self.text, self.run, weight, self.position)
+        return TextTower("clip_l", self.text, self.ids, self.read, self.text_of, weight, END)
 
     def weights(self) -> Mapping[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.unet.named_parameters()}

@@ -1,0 +1,1 @@
+"""One file = one attack; the registry finds it."""

@@ -1,0 +1,1 @@
+"""Steps that gradient methods share."""

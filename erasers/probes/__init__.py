@@ -1,0 +1,1 @@
+"""One file = one probe; the registry finds it."""
