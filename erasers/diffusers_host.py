@@ -45,7 +45,11 @@ class DiffusersModel:
         self.encode = text_encoder(tokenizer, text_model)
 
     def weights(self) -> Mapping[str, Tensor]:
-        return {site.name: self.parameter(site.name) for site in self.sites}
+        found = {site.name: self.parameter(site.name) for site in self.sites}
+        if self.operator is None:
+            return found
+        folded = {name: self.operator.factors(weight) for name, weight in found.items()}
+        return {name: weight + folded[name][0] @ folded[name][1] for name, weight in found.items()}
 
     def parameter(self, name: str) -> Tensor:
         return self.unet.get_parameter(name).detach().float().cpu()

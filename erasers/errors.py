@@ -51,3 +51,15 @@ class EraserFileError(LetheError):
     """A file cannot be read or written as an eraser."""
 
     __module__ = "lethe"
+
+
+class ReportError(LetheError):
+    """A text is no report."""
+
+    __module__ = "lethe"
+
+
+class HostError(LetheError):
+    """A host that work was sent to is missing, does not answer, or failed."""
+
+    __module__ = "lethe"

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from .errors import ConceptError
 from .result import ContextOperator
 
-
 Token = int | Tensor
 """A token's id, or the vector `[d]` that stands in place of its embedding."""
 

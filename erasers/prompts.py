@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -70,7 +71,9 @@ class PromptRow:
             )
 
 
-def template_rows(concepts: ConceptList, templates: Sequence[str] = TEMPLATES["object"], far: int = 20) -> tuple[PromptRow, ...]:
+def template_rows(
+    concepts: ConceptList, templates: Sequence[str] = TEMPLATES["object"], far: int = 20
+) -> tuple[PromptRow, ...]:
     """Rows around the concepts: their names, their synonyms, each beside a neighbour, and what has to stay.
 
     Near is what the user preserves by name, far the first `far` prompts of the shipped lists.
@@ -112,9 +115,7 @@ def csv_rows(text: str, concepts: ConceptList) -> tuple[PromptRow, ...]:
     """
     reader = csv.DictReader(io.StringIO(text, newline=""))
     heads = {head.strip().lower(): head for head in reader.fieldnames or () if head}
-    columns = {
-        field: heads[name] for field, names in _COLUMNS.items() for name in reversed(names) if name in heads
-    }
+    columns = {field: heads[name] for field, names in _COLUMNS.items() for name in reversed(names) if name in heads}
     if "text" not in columns:
         raise ConceptError(
             f"The CSV file has no column of prompts; its columns are: {', '.join(heads) or 'none'}.",
@@ -128,14 +129,19 @@ def seeded(rows: Iterable[PromptRow], pictures: int, seed: int) -> tuple[PromptR
     return tuple(replace(row, seed=seed + row.seed + i) for row in rows for i in range(pictures))
 
 
+def exchanged(prompt: str, names: Iterable[str], word: str) -> str | None:
+    """A prompt with every one of `names` that stands in it exchanged for `word`; None where none stands.
+
+    A name stands where whitespace or the beginning is before it, and no letter or digit behind it.
+    """
+    longest_first = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    swapped, count = re.subn(rf"(?<!\S)(?:{longest_first})(?![^\W_])", lambda _: word, prompt, flags=re.IGNORECASE)
+    return " ".join(swapped.split()) if count else None
+
+
 def with_replacement(prompt: str, concept: Concept) -> str | None:
     """A prompt with the concept's name, or a synonym of it, exchanged for its replacement; None where none stands."""
-    for name in sorted(concept.names, key=len, reverse=True):
-        start = f" {prompt.lower()} ".find(f" {name.lower()}")
-        if start >= 0 and not prompt[start + len(name) : start + len(name) + 1].isalnum():
-            swapped = f"{prompt[:start]}{concept.replacement}{prompt[start + len(name) :]}"
-            return " ".join(swapped.split())
-    return None
+    return exchanged(prompt, concept.names, concept.replacement)
 
 
 def _completed(rows: Iterable[Mapping[str, str]], concepts: ConceptList) -> tuple[PromptRow, ...]:
@@ -170,9 +176,7 @@ def _owner(text: str, name: str, concepts: ConceptList) -> Concept:
     if standing:
         return standing[0]
     if len(concepts.erase) != 1:
-        raise ConceptError(
-            f"It is not said which concept '{text[:60]}' is about.", "Name it in a column 'concept'."
-        )
+        raise ConceptError(f"It is not said which concept '{text[:60]}' is about.", "Name it in a column 'concept'.")
     return concepts.erase[0]
 
 

@@ -10,7 +10,7 @@ from importlib import metadata
 import torch
 from torch import Tensor
 
-from .result import Recipe
+from .result import Eraser, Recipe
 from .spec import Value
 from .task import Task
 
@@ -27,7 +27,23 @@ def recipe_of(method: str, settings: Mapping[str, Value], task: Task, seed: int 
         family=task.family.name,
         encoder=task.encoder,
         seed=seed,
-        versions={"lethe": VERSION, "torch": metadata.version("torch")},
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what figures depend on."""
+    return {"lethe": VERSION, "torch": metadata.version("torch")}
+
+
+def eraser_fingerprint(eraser: Eraser) -> str:
+    """A short hash of an eraser's tensors."""
+    parts = {"context": eraser.context, "adapters": eraser.adapters, "text_encoder": eraser.text_encoder}
+    return fingerprint(
+        (f"{part}.{owner}.{name}", tensor)
+        for part, owners in parts.items()
+        for owner, entry in owners.items()
+        for name, tensor in entry.tensors().items()
     )
 
 

@@ -72,8 +72,8 @@ class ContextOperator:
         return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
     def to(self, device: torch.device) -> ContextOperator:
-        """The same operator on another device."""
-        return ContextOperator(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+        """A copy of the operator on a device; outside inference mode one that gradients pass."""
+        return ContextOperator(**{name: tensor.to(device, copy=True) for name, tensor in self.tensors().items()})
 
     def scaled(self, strength: float) -> ContextOperator:
         """The operator at another strength."""

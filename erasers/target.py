@@ -19,6 +19,14 @@ _CHECK_SEEDS = 1_000_000
 """Where the seeds of check pictures begin, far from those of the pictures that count."""
 
 
+class Track(Protocol):
+    """Goes through items while someone watches."""
+
+    def __call__(self, items: Iterable[Item], count: int, /) -> Iterable[Item]:
+        """The same items, of which there are `count`."""
+        ...
+
+
 def untracked(items: Iterable[Item], count: int) -> Iterable[Item]:
     """Goes through items without telling anyone."""
     return items
@@ -51,7 +59,7 @@ class Target:
     cfg: float = 7.5
     words: tuple[str, ...] = ()
     seed: int = 0
-    track: Callable[[Iterable[Item], int], Iterable[Item]] = untracked
+    track: Track = untracked
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):

@@ -9,11 +9,14 @@ class LetheExtension(ComfyExtension):
     """The pack's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .attack import LetheAttack
         from .compare import LetheCompare
         from .concepts import LetheConcept, LetheConceptList, LethePreserve
         from .demo import LetheDemoModel
         from .erase import LetheApply, LetheErase
+        from .evaluate import LetheEvaluate
         from .files import LetheLoad, LetheSave
+        from .report import LetheReport
 
         return [
             LetheDemoModel,
@@ -25,4 +28,7 @@ class LetheExtension(ComfyExtension):
             LetheSave,
             LetheLoad,
             LetheCompare,
+            LetheEvaluate,
+            LetheAttack,
+            LetheReport,
         ]

@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..erasers.concepts import split_lines
 from ..erasers.errors import SettingError
 from ..erasers.measure.grid import comparison_grid
 from .host.runtime import each
-from .host.sampling import SAMPLERS, SCHEDULERS, Sampling, draw, encode_prompt
+from .host.sampling import Sampling, draw, encode_prompt
+from .sampling_inputs import preview, sampling_inputs
 
 
 class LetheCompare(io.ComfyNode):
@@ -38,26 +39,7 @@ class LetheCompare(io.ComfyNode):
                     multiline=True,
                     tooltip="One prompt per line: what is erased, and what has to stay.",
                 ),
-                io.String.Input("negative", default="", multiline=True, tooltip="Negative prompt of all of them."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=False,
-                    tooltip="Noise seed, the same for every prompt and both models.",
-                ),
-                io.Int.Input("count", default=1, min=1, max=64, tooltip="Pictures per prompt, 1 to 64."),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps; 20 suits the demo model."),
-                io.Float.Input(
-                    "cfg", default=4.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance scale; start at 4 to 7."
-                ),
-                io.Combo.Input("sampler", options=SAMPLERS, default="euler", tooltip="The host's samplers."),
-                io.Combo.Input("scheduler", options=SCHEDULERS, default="normal", tooltip="The host's schedulers."),
-                io.Int.Input("width", default=128, min=64, max=8192, step=8, tooltip="Pixels; 128 for the demo model."),
-                io.Int.Input(
-                    "height", default=128, min=64, max=8192, step=8, tooltip="Pixels; 128 for the demo model."
-                ),
+                *sampling_inputs(),
                 io.ImageCompare.Input("view", optional=True, tooltip="Slide between the two."),
                 io.Clip.Input("clip_after", optional=True, tooltip="The text encoder of 'after', where it differs."),
             ],
@@ -79,26 +61,20 @@ class LetheCompare(io.ComfyNode):
         vae: Any,
         prompts: str,
         negative: str,
-        seed: int,
         count: int,
-        steps: int,
-        cfg: float,
-        sampler: str,
-        scheduler: str,
-        width: int,
-        height: int,
         view: Any = None,
         clip_after: Any = None,
+        **sampling: Any,
     ) -> io.NodeOutput:
         lines = split_lines(prompts)
         if not lines:
             raise SettingError("There is no prompt to compare.", "Write one per line.")
-        how = Sampling(seed, steps, cfg, sampler, scheduler, width, height)
+        how = Sampling(**sampling)
         arms = ((before, clip), (after, clip_after or clip))
         first, second = (_draw_all(model, encoder, vae, lines, negative, how, count) for model, encoder in arms)
         grid = comparison_grid(lines, first, second)
-        pictures = {name: _preview(batch, cls) for name, batch in (("a_images", first), ("b_images", second))}
-        return io.NodeOutput(grid, first, second, ui={"images": _preview(grid, cls), **pictures})
+        pictures = {name: preview(batch, cls) for name, batch in (("a_images", first), ("b_images", second))}
+        return io.NodeOutput(grid, first, second, ui={"images": preview(grid, cls), **pictures})
 
 
 def _draw_all(
@@ -108,7 +84,3 @@ def _draw_all(
     against = encode_prompt(clip, negative)
     encoded = [encode_prompt(clip, prompt) for prompt in prompts]
     return torch.cat([draw(model, positive, against, vae, how, count) for positive in each(encoded, len(encoded))])
-
-
-def _preview(images: Tensor, cls: Any) -> list[Any]:
-    return ui.PreviewImage(images, cls=cls).as_dict()["images"]

@@ -6,3 +6,5 @@ from comfy_api.latest import io
 
 Concepts = io.Custom("LETHE_CONCEPTS")
 EraserSocket = io.Custom("LETHE_ERASER")
+ReportSocket = io.Custom("LETHE_REPORT")
+"""A tuple of `erasers.measure.report.Report`."""

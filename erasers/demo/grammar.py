@@ -8,7 +8,10 @@ A `Scene` says what a picture shows. `describe` writes one of many captions for 
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from dataclasses import dataclass
+
+from ..errors import ConceptError
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,24 @@ def find_word(name: str) -> Word:
         if name in (word.name, word.alias, *word.synonyms):
             return word
     raise KeyError(name)
+
+
+def known_word(phrase: str) -> str:
+    """The usual word for what a phrase names: that of its last word which the world knows by any name.
+
+    Raises:
+        ConceptError: the world knows none of its words.
+    """
+    for part in reversed(phrase.lower().replace(",", " ").split()):
+        if part in BACKGROUNDS:
+            return part
+        if part in (EMBLEM, *EMBLEM_SYNONYMS):
+            return EMBLEM
+        with suppress(KeyError):
+            return find_word(part).name
+    raise ConceptError(
+        f"The demo world knows nothing of '{phrase}'.", "Name one of its things, or choose another probe and prompts."
+    )
 
 
 def is_held_out(obj: str, colour: str, style: str) -> bool:

@@ -1,8 +1,8 @@
 """Chooses UCE's defaults on the demo world, and takes the figures of the chosen ones and of every method.
 
 `python -m lethe.erasers.demo.sweep sweep` writes `tables/uce_sweep.md`, `... figures` writes
-`tables/uce_figures.md`, `... methods` writes `tables/methods.md`, `... stand-ins` writes
-`tables/stand_ins.md`; each also as JSON.
+`tables/uce_figures.md`, `... methods` writes `tables/methods.md`; each also as JSON. Attacks have a table of their own
+(leaderboard.py).
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from pathlib import Path
 
 from .every_method import KEEP, every_method
 from .gallery import Gallery
-from .stand_ins import note as stand_in_note
-from .stand_ins import stand_ins
 from .trial import Bench, Case, Rates
 from .world import judge, weights_digest
 
@@ -105,9 +103,7 @@ def main() -> None:
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("--pictures", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument(
-        "--only", nargs="*", default=[], help="methods whose rows of `methods` or `stand-ins` are taken anew"
-    )
+    parser.add_argument("--only", nargs="*", default=[], help="methods whose rows of `methods` are taken anew")
     options = parser.parse_args()
     name, job, pictures = JOBS[options.job]
     count = options.pictures or pictures
@@ -124,8 +120,6 @@ def main() -> None:
             "preserved prompts move, as a share of their length; `seconds` is one fit. Rows of one concept are "
             "averages over four, less those that the method `refused`."
         )
-    if options.job == "stand-ins":
-        note = f"{count} pictures a cell, {options.steps} DDIM steps, guidance 4. {stand_in_note()}"
     bench = Bench(Gallery(), judge(), count, options.steps)
     rows = _merged(name, job(bench, options.only), options.only) if options.only else job(bench)
     _write(name, rows, note)
@@ -135,7 +129,6 @@ JOBS: dict[str, tuple[str, Callable[..., list[dict[str, object]]], int]] = {
     "sweep": ("uce_sweep", sweep, 40),
     "figures": ("uce_figures", figures, 200),
     "methods": ("methods", every_method, 40),
-    "stand-ins": ("stand_ins", stand_ins, 40),
 }
 """Job, with the name of its table and its pictures a cell."""
 

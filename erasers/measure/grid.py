@@ -14,12 +14,15 @@ _MARGIN, _LINE, _LABEL_WIDTH, _FONT_SIZE = 8, 18, 190, 14
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 
-def comparison_grid(labels: Sequence[str], before: Tensor, after: Tensor) -> Tensor:
+def comparison_grid(
+    labels: Sequence[str], before: Tensor, after: Tensor, heads: tuple[str, str] = ("before", "after")
+) -> Tensor:
     """Set pictures side by side: a row per label, its pictures before and after.
 
     Args:
         labels: n prompts.
         before, after: `[n * count, h, w, 3]` in 0..1, label by label.
+        heads: what stands above the two.
 
     Returns:
         `[1, H, W, 3]` float32 in 0..1.
@@ -30,7 +33,7 @@ def comparison_grid(labels: Sequence[str], before: Tensor, after: Tensor) -> Ten
     halves = [_LABEL_WIDTH, _LABEL_WIDTH + count * step_x + gap]
     sheet = Image.new("RGB", (halves[1] + count * step_x + _MARGIN, rows * step_y + 2 * _LINE), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT_SIZE)
-    for left, title in zip(halves, ("before", "after"), strict=True):
+    for left, title in zip(halves, heads, strict=True):
         pen.text((left, _MARGIN), title, _INK, font)
     for row, label in enumerate(labels):
         top = row * step_y + 2 * _LINE

@@ -7,33 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..demo.grammar import BACKGROUNDS, EMBLEM, EMBLEM_SYNONYMS, find_word
+from ..demo.grammar import known_word
 from ..demo.world import judge
-from ..errors import ConceptError, SettingError
+from ..errors import SettingError
 from ..probe import CONCEPT, SUBJECT, View
 from ..spec import MethodSpec, Value
 
 _SIDE = 128
-
-
-def judged_word(phrase: str) -> str:
-    """The judge's word for a phrase: its last word that the judge knows, by any of its names.
-
-    Raises:
-        ConceptError: it knows none of them.
-    """
-    for part in reversed(phrase.lower().replace(",", " ").split()):
-        if part in BACKGROUNDS:
-            return part
-        if part in (EMBLEM, *EMBLEM_SYNONYMS):
-            return EMBLEM
-        try:
-            return find_word(part).name
-        except KeyError:
-            continue
-    raise ConceptError(
-        f"The demo world's judge knows nothing of '{phrase}'.", "Name one of its things, or choose another probe."
-    )
 
 
 class DemoJudge:
@@ -68,7 +48,7 @@ class DemoJudge:
         seen = judge().seen(view.pictures)
         columns = {CONCEPT: [row.concept for row in view.rows], SUBJECT: [row.subject for row in view.rows]}
         return {
-            name: torch.tensor([bool(a) and judged_word(a) in s for a, s in zip(asked, seen, strict=True)])
+            name: torch.tensor([bool(a) and known_word(a) in s for a, s in zip(asked, seen, strict=True)])
             for name, asked in columns.items()
         }
 

@@ -11,6 +11,7 @@ import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
 import comfy.utils
+import folder_paths
 import torch
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 
@@ -88,7 +89,8 @@ def demo_clip() -> Any:
         tokenizer = _Tokenizer
 
     parameters = comfy.utils.calculate_parameters(weights)
-    clip = comfy.sd.CLIP(Target, parameters=parameters, model_options={"dtype": torch.float32})
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    clip = comfy.sd.CLIP(Target, embeddings, parameters=parameters, model_options={"dtype": torch.float32})
     width = config_of("text_encoder")["hidden_size"]
     weights["clip_l.transformer.text_projection.weight"] = torch.eye(width)
     missing, unexpected = clip.cond_stage_model.load_state_dict(weights, strict=False)

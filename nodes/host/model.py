@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.sample
+import comfy.samplers
 import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -19,8 +20,11 @@ from ...erasers.result import ContextOperator
 from .conditioning import end_token, token_ids
 from .patcher import HOOK, applied_erasers, effective_weight, hook_operator
 from .runtime import each
-from .sampling import encode_prompt
+from .sampling import encode_prompt, prompts_at_once
 from .sites import model_sites
+
+_BATCH = 8
+"""Pictures drawn at a time: few enough for the memory that one at full size leaves."""
 
 
 class HostModel:
@@ -95,7 +99,8 @@ class HostModel:
         channels = self.patcher.model.latent_format.latent_channels
         noise = torch.randn(len(prompts), channels, side, side, generator=torch.Generator().manual_seed(seed))
         against, found = encode_prompt(self.clip, ""), []
-        for prompt, own in each(list(zip(prompts, noise.split(1), strict=True)), len(prompts)):
+        batches = list(zip(_chunks(prompts), noise.split(_BATCH), strict=True))
+        for chunk, own in each(batches, len(batches)):
             latent = comfy.sample.sample(
                 patcher,
                 own,
@@ -103,7 +108,7 @@ class HostModel:
                 cfg,
                 "ddim",
                 "normal",
-                encode_prompt(self.clip, prompt),
+                prompts_at_once([encode_prompt(self.clip, prompt) for prompt in chunk]),
                 against,
                 torch.zeros_like(own),
                 callback=(lambda step, *_: on_step(step)) if on_step else None,
@@ -113,17 +118,47 @@ class HostModel:
             found.append(self.patcher.model.process_latent_in(latent).cpu())
         return torch.cat(found)
 
-    def predict_noise(self, latents: Tensor, noise: Tensor, percent: float, context: Tensor) -> Tensor:
-        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
-        model, device = self.patcher.model, self.patcher.load_device
-        _ordinary(model)
-        sampling = model.model_sampling
-        sigma = torch.tensor([min(sampling.percent_to_sigma(percent), float(sampling.sigma_max))], device=device)
-        x = sampling.noise_scaling(sigma, noise.to(device), latents.to(device))
-        sigmas = sigma.expand(len(x))
-        options = self.patcher.model_options.get("transformer_options", {})
-        denoised = model.apply_model(x, sigmas, c_crossattn=context.to(device), transformer_options=options.copy())
-        return ((x - denoised) / sigma).float().cpu()
+    def predict_noise(
+        self, latents: Tensor, noise: Tensor, percent: float | Tensor, context: Tensor, cfg: float = 1.0
+    ) -> Tensor:
+        sampling, device = self.patcher.model.model_sampling, self.patcher.load_device
+        highest = float(sampling.sigma_max)
+        percents = torch.as_tensor(percent, dtype=torch.float32).expand(len(latents)).tolist()
+        sigmas = torch.tensor([min(sampling.percent_to_sigma(p), highest) for p in percents], device=device)
+        wide = sigmas.view(-1, *[1] * (latents.ndim - 1))
+        x = sampling.noise_scaling(wide, noise.to(device), latents.to(device))
+        look = _OneLook(x, sigmas)
+        # A guided look is what a sampler's step sees: every hook of the host that guards may use takes part.
+        comfy.sample.sample_custom(
+            self.patcher,
+            torch.zeros_like(x),
+            cfg,
+            look,
+            sigmas[:1],
+            [[context, {}]],
+            encode_prompt(self.clip, ""),
+            torch.zeros_like(x),
+            disable_pbar=True,
+            seed=0,
+        )
+        return ((x - look.denoised) / wide).float().cpu()
+
+
+class _OneLook(comfy.samplers.Sampler):
+    """A sampler that asks the model once, for what it sees in `x` at `sigmas`, and draws nothing."""
+
+    def __init__(self, x: Tensor, sigmas: Tensor) -> None:
+        self.x, self.sigmas = x, sigmas
+        self.denoised = x
+
+    def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        _ordinary(model_wrap.inner_model)
+        self.denoised = model_wrap(self.x, self.sigmas, **extra_args)
+        return self.denoised.detach()
+
+
+def _chunks(prompts: list[str]) -> list[list[str]]:
+    return [prompts[i : i + _BATCH] for i in range(0, len(prompts), _BATCH)]
 
 
 def _ordinary(module: nn.Module) -> None:

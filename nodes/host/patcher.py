@@ -154,10 +154,10 @@ def _hook(model: ModelPatcher, family: Family, newest: ContextOperator | None = 
 
 def _edit_features(tokens: list[ContextOperator], pooled: list[ContextOperator]) -> Callable[..., Tensor]:
     """The wrapper that passes token and pooled features through operators, the first of each first."""
-    moved: dict[tuple[int, torch.device], list[ContextOperator]] = {}
+    moved: dict[tuple[int, torch.device, bool], list[ContextOperator]] = {}
 
     def edit(features: Tensor, operators: list[ContextOperator]) -> Tensor:
-        key = id(operators), features.device
+        key = id(operators), features.device, torch.is_inference_mode_enabled()
         if key not in moved:
             moved[key] = [operator.to(features.device) for operator in operators]
         for operator in moved[key]:

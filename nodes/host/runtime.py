@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -11,8 +12,12 @@ from typing import TypeVar
 import comfy.model_management
 import comfy.utils
 import folder_paths
+from PIL import Image
+from safetensors.torch import save
+from torch import Tensor
 
 from ...erasers.errors import ConceptError, EraserFileError
+from ...erasers.store.atomic import write_bytes
 from ...erasers.store.preserve_cache import PreserveCache
 
 LOG = logging.getLogger("lethe")
@@ -77,4 +82,63 @@ def eraser_path(name: str) -> Path:
         raise EraserFileError(
             f"'{name}' is no name for an eraser.", "Use letters and digits; '/' makes a sub-folder of models/lethe."
         )
+    return path
+
+
+def evaluation_folder() -> Path:
+    """Where evaluations keep their pictures, so that a stopped one goes on: `output/lethe/pictures`."""
+    return _output() / "pictures"
+
+
+def write_report(name: str, page: str, content: str, chart: Tensor) -> None:
+    """Write a report's page, JSON and chart `[1, h, w, 3]` to `output/lethe`.
+
+    Raises:
+        EraserFileError: the name leads out of the folder, or the disk is full.
+    """
+    image = io.BytesIO()
+    Image.fromarray((chart[0] * 255).round().byte().numpy()).save(image, "png")
+    for suffix, data in ((".md", page.encode()), (".json", content.encode()), (".png", image.getvalue())):
+        write_bytes(_inside(_output(), f"{name}{suffix}"), data)
+
+
+def save_embedding(name: str, stream: str, vectors: Tensor) -> None:
+    """Write learned token vectors `[k, d]` to models/embeddings, as the host and other programs read them.
+
+    Raises:
+        EraserFileError: no prompt can name it, the name leads out of the folder, or the disk is full.
+    """
+    if not name.replace("-", "").replace("_", "").replace("/", "").isalnum():
+        raise EraserFileError(f"'{name}' cannot stand in a prompt.", "Use letters, digits, '-' and '_'.")
+    folder = Path(folder_paths.get_folder_paths("embeddings")[0])
+    content = save({stream: vectors.detach().float().cpu().contiguous()})
+    write_bytes(_inside(folder, f"{name}{SUFFIX}"), content)
+
+
+def clip_folders() -> list[str]:
+    """Complete CLIP models in transformers' form: sub-folders of models/clip_vision with a config.json."""
+    return sorted({path.parent.name for root in _clip_roots() for path in root.glob("*/config.json")})
+
+
+def clip_folder(name: str) -> Path:
+    """The folder of a complete CLIP model; EraserFileError where there is none."""
+    for root in _clip_roots():
+        if name and (root / name / "config.json").is_file():
+            return _inside(root, name)
+    raise EraserFileError(f"There is no CLIP model '{name}'.", "Put its folder into models/clip_vision.")
+
+
+def _clip_roots() -> list[Path]:
+    return [Path(root) for root in folder_paths.get_folder_paths("clip_vision")]
+
+
+def _output() -> Path:
+    return Path(folder_paths.get_output_directory()) / "lethe"
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A path below a folder; EraserFileError for a name that leads out of it."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise EraserFileError(f"'{name}' leads out of {folder.name}.", "Use letters and digits.")
     return path

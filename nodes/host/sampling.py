@@ -12,6 +12,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...erasers.errors import SettingError
+
 SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS: list[str] = comfy.samplers.KSampler.SCHEDULERS
 
@@ -35,8 +37,7 @@ def draw(model: ModelPatcher, positive: Any, negative: Any, vae: Any, how: Sampl
     Returns:
         `[count, height, width, 3]` float32 in 0..1 on the CPU.
     """
-    shape = (count, model.model.latent_format.latent_channels, how.height // 8, how.width // 8)
-    empty = torch.zeros(shape, device=comfy.model_management.intermediate_device())
+    empty = empty_latents(model, how, count)
     latent = comfy.sample.sample(
         model,
         comfy.sample.prepare_noise(empty, how.seed),
@@ -51,6 +52,33 @@ def draw(model: ModelPatcher, positive: Any, negative: Any, vae: Any, how: Sampl
         disable_pbar=True,
     )
     return vae.decode(latent).float().cpu()
+
+
+def empty_latents(model: ModelPatcher, how: Sampling, count: int) -> Tensor:
+    """What sampling starts from, without its noise, `[count, c, h, w]`."""
+    shape = (count, model.model.latent_format.latent_channels, how.height // 8, how.width // 8)
+    return torch.zeros(shape, device=comfy.model_management.intermediate_device())
+
+
+def prompts_at_once(encoded: list[Any]) -> Any:
+    """CONDITIONING of several prompts as one: the host gives picture i of a batch the i-th row of every tensor.
+
+    Raises:
+        SettingError: the prompts differ in more than their features, so that no batch can hold them.
+    """
+    first = encoded[0]
+    same = all(len(e) == 1 and e[0][1].keys() == first[0][1].keys() for e in encoded)
+    if not same:
+        raise SettingError("These prompts cannot be drawn in one batch.", "Set the batch to 1.")
+    longest = max(e[0][0].shape[1] for e in encoded)
+    if any(longest % e[0][0].shape[1] for e in encoded):
+        raise SettingError("These prompts differ in length.", "Set the batch to 1.")
+    states = torch.cat([e[0][0].repeat(1, longest // e[0][0].shape[1], 1) for e in encoded])
+    extra = {
+        name: torch.cat([e[0][1][name] for e in encoded]) if isinstance(value, Tensor) else value
+        for name, value in first[0][1].items()
+    }
+    return [[states, extra]]
 
 
 def encode_prompt(clip: Any, prompt: str) -> Any:

@@ -298,7 +298,7 @@ def test_a_task_that_cannot_be_done_is_refused() -> None:
 
 def test_a_text_encoder_that_runs_more_rows_than_prompts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ToyModel()
-    run = model.run
-    monkeypatch.setattr(model, "run", lambda prompts: run([*prompts, ""]))
+    read = model.read
+    monkeypatch.setattr(model, "read", lambda rows: read([*rows, model.ids("")]))
     with pytest.raises(FamilyError, match="rows for"):
         METHOD.fit(model.task(CONCEPTS), settings())

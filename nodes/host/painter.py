@@ -1,0 +1,110 @@
+"""Drawing what an evaluation or an attack asks for, with the host's own samplers (erasers/painter.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...erasers.painter import Cue, Shot, Source, Spelling, alike, prompted, sketch
+from ...erasers.spec import Value
+from .model import HostModel
+from .sampling import Sampling, empty_latents, encode_prompt, prompts_at_once
+
+
+class HostPainter:
+    """A MODEL with its CLIP and VAE; guards and erasers that they carry take part.
+
+    Args:
+        negative: prompt of the unconditional side.
+        batch: pictures drawn at a time.
+    """
+
+    def __init__(self, model: ModelPatcher, clip: Any, vae: Any, how: Sampling, negative: str = "", batch: int = 8):
+        self.patcher, self.clip, self.vae, self.how, self.batch = model, clip, vae, how, batch
+        self.negative = negative
+
+    def paint(self, shots: Sequence[Shot]) -> Tensor:
+        found: dict[int, Tensor] = {}
+        for places in self._batches(shots):
+            pictures = self.vae.decode(self._draw([shots[place] for place in places], self.how.steps))
+            found.update(zip(places, pictures[..., :3].float().cpu().movedim(-1, 1), strict=True))
+        return torch.stack([found[place] for place in range(len(shots))])
+
+    def settings(self) -> dict[str, Value]:
+        how = self.how
+        sampling = {"sampler": how.sampler, "scheduler": how.scheduler, "steps": how.steps, "cfg": how.cfg}
+        return {**sampling, "width": how.width, "height": how.height, "negative": self.negative}
+
+    def sketch(self, prompts: Sequence[str]) -> Tensor:
+        shots = [Shot(prompted(prompt), seed) for seed, prompt in enumerate(prompts)]
+        return sketch(torch.cat([self._draw([shots[place] for place in places], 2) for places in self._batches(shots)]))
+
+    def conditioning(self, cue: Cue) -> list[Any]:
+        """A cue as CONDITIONING, for the host's own samplers; weights that do not add up to 1 are made to."""
+        total = sum(weight for weight, _ in cue.parts)
+        return [entry for weight, source in cue.parts for entry in self._weighted([source], weight / total)]
+
+    def spelled(self, cue: Cue, embedding: str) -> str:
+        """A cue as a prompt, learned vectors by the name they are saved under."""
+        source = cue.parts[0][1]
+        if len(cue.parts) > 1 or not isinstance(source, Spelling):
+            return cue.text
+        tower, words, ids = HostModel(self.patcher, self.clip).tower(), [], []
+        for token in [*source.tokens, None]:
+            if isinstance(token, int):
+                ids.append(token)
+                continue
+            words += [tower.decode(ids), f"embedding:{embedding or 'unsaved'}" if token is not None else ""]
+            ids = []
+        return " ".join(word for word, before in zip(words, ["", *words], strict=False) if word and word != before)
+
+    def _batches(self, shots: Sequence[Shot]) -> list[list[int]]:
+        return [group[i : i + self.batch] for group in alike(shots) for i in range(0, len(group), self.batch)]
+
+    def _draw(self, shots: list[Shot], steps: int) -> Tensor:
+        """Latents of shots that differ in sources and seeds only."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        how, first = self.how, shots[0]
+        empty = empty_latents(self.patcher, how, 1)
+        noise = torch.cat([comfy.sample.prepare_noise(empty, shot.seed) for shot in shots])
+        columns = zip(*(shot.cue.parts for shot in shots), strict=True)
+        positive = [self._weighted([source for _, source in column], column[0][0]) for column in columns]
+        rest = 1 - sum(weight for weight, _ in first.cue.parts)
+        if abs(rest) > 1e-9:
+            positive.append(self._weighted([self.negative] * len(shots), rest))
+        return comfy.sample.sample(
+            self.patcher,
+            noise,
+            steps,
+            how.cfg if first.cfg is None else first.cfg,
+            how.sampler,
+            how.scheduler,
+            [entry for part in positive for entry in part],
+            encode_prompt(self.clip, self.negative),
+            empty.expand_as(noise).contiguous(),
+            seed=first.seed,
+            disable_pbar=True,
+        )
+
+    def _weighted(self, sources: list[Source], weight: float) -> list[Any]:
+        """CONDITIONING of one source per picture; the host divides a sum of predictions by the sum of strengths."""
+        prompts = [source for source in sources if isinstance(source, str)]
+        if len(prompts) == len(sources):
+            found = prompts_at_once([encode_prompt(self.clip, prompt) for prompt in prompts])
+        else:
+            found = [[torch.cat([self._features(source) for source in sources]), {}]]
+        return found if weight == 1 else [[states, {**extra, "strength": weight}] for states, extra in found]
+
+    def _features(self, source: Source) -> Tensor:
+        if isinstance(source, Tensor):
+            return source[None]
+        tower = HostModel(self.patcher, self.clip).tower()
+        tokens = source.tokens if isinstance(source, Spelling) else tower.ids(source)
+        with torch.no_grad():
+            return tower.encode([tokens])[0]
