@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from ..erasers.measure.report import attack_report
 from ..erasers.registry import attack_named, attacks, probe_named
 from ..erasers.target import Target
 from .host.model import HostModel
-from .host.runtime import each, save_embedding
+from .host.runtime import each, embedding_path
+from .host.runtime import save_embedding as write_embedding
 from .judging import judging_inputs, pair_inputs, pair_of, recognisers
 from .sampling_inputs import preview
 from .settings import chosen_method, method_input
@@ -95,6 +97,8 @@ class LetheAttack(io.ComfyNode):
         name, given = chosen_method("attack", attack)
         chosen, judge, erased = attack_named(name), probe_named(probe), _concept(concepts, concept)
         settings, pair = chosen.spec.settings(given), pair_of(inputs)
+        word = save_embedding.strip()
+        path = embedding_path(word) if word else None
         with torch.inference_mode(False), torch.no_grad():
             base, painter = pair.painters()
             target = Target(
@@ -112,11 +116,13 @@ class LetheAttack(io.ComfyNode):
             )
             siege = besiege(chosen, settings, target, base, look_plain(target, base, count))
             conditioning = painter.conditioning(siege.found.cues[0])
-            spelled = [painter.spelled(cue, save_embedding.strip()) for cue in siege.found.cues]
-        if save_embedding.strip():
-            _save(save_embedding.strip(), siege.found.embeddings, target.guarded.tower().stream)
+            spelled = [painter.spelled(cue, word) for cue in siege.found.cues]
+        learned = next(iter(siege.found.embeddings.values()), None)
+        if path is not None and learned is not None:
+            write_embedding(path, target.guarded.tower().stream, learned)
+        notes = ("Nothing was saved: this attack learns no word.",) if path is not None and learned is None else ()
         made_with = {**pair.made_with(), "probe": judge.spec.name, "pictures per prompt": count}
-        report = attack_report(siege, chosen.spec.name, settings, pair.name(), target, made_with)
+        report = replace(attack_report(siege, chosen.spec.name, settings, pair.name(), target, made_with), notes=notes)
         images = siege.pictures.movedim(1, -1)
         shown = comparison_grid(target.prompts, images[::2], images[1::2], ("plain", "attacked"))
         return io.NodeOutput((report,), images, "\n".join(spelled), conditioning, ui={"images": preview(shown, cls)})
@@ -128,9 +134,3 @@ def _concept(concepts: ConceptList, name: str) -> Concept:
         known = ", ".join(concept.text for concept in concepts.erase[:10]) or "none"
         raise ConceptError(f"'{name}' is not among the erased concepts.", f"They are: {known}.")
     return found[0]
-
-
-def _save(name: str, embeddings: Any, stream: str) -> None:
-    if not embeddings:
-        raise ConceptError("This attack learns no token that could be saved.", "Leave save_embedding empty.")
-    save_embedding(name, stream, next(iter(embeddings.values())))

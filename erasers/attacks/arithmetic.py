@@ -92,7 +92,9 @@ class ConceptArithmetics:
         strengths = [1 + (reach - 1) * (i + 1) / steps for i in range(steps)]
         grid = list(recipes(target.concept, target.words, strengths))
         rows = [[recipe(prompt) for prompt in target.prompts] for recipe in grid]
-        shown = [_judged(target, row, tries) for row in target.track(rows, len(rows))]
+        shown: list[list[int]] = []
+        for row in target.track(rows, len(rows)):
+            shown.append(_judged(target, row, tries, shown[0] if shown else []))
         if settings["choose_for"] == TOGETHER:
             best = max(range(len(rows)), key=lambda i: sum(shown[i]))
             picked = [best] * len(target.prompts)
@@ -175,10 +177,10 @@ class _Evenly:
         return Cue(tuple((1 / len(said), text) for text in said if text is not None)) if None not in said else None
 
 
-def _judged(target: Target, cues: Sequence[Cue | None], tries: int) -> list[int]:
-    """How many pictures of each cue show the concept; -1 where there is no cue."""
+def _judged(target: Target, cues: Sequence[Cue | None], tries: int, plain: Sequence[int]) -> list[int]:
+    """How many pictures of each cue show the concept; where there is no cue, how many of the plain prompt's do."""
     counts = iter(target.check([cue for cue in cues if cue is not None], tries) if any(cues) else ())
-    return [-1 if cue is None else next(counts) for cue in cues]
+    return [plain[place] if cue is None else next(counts) for place, cue in enumerate(cues)]
 
 
 ATTACK = ConceptArithmetics()

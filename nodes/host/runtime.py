@@ -102,17 +102,20 @@ def write_report(name: str, page: str, content: str, chart: Tensor) -> None:
         write_bytes(_inside(_output(), f"{name}{suffix}"), data)
 
 
-def save_embedding(name: str, stream: str, vectors: Tensor) -> None:
-    """Write learned token vectors `[k, d]` to models/embeddings, as the host and other programs read them.
-
-    Raises:
-        EraserFileError: no prompt can name it, the name leads out of the folder, or the disk is full.
-    """
+def embedding_path(name: str) -> Path:
+    """The file of a learned word under models/embeddings; EraserFileError for a name that no prompt can hold."""
     if not name.replace("-", "").replace("_", "").replace("/", "").isalnum():
         raise EraserFileError(f"'{name}' cannot stand in a prompt.", "Use letters, digits, '-' and '_'.")
-    folder = Path(folder_paths.get_folder_paths("embeddings")[0])
-    content = save({stream: vectors.detach().float().cpu().contiguous()})
-    write_bytes(_inside(folder, f"{name}{SUFFIX}"), content)
+    return _inside(Path(folder_paths.get_folder_paths("embeddings")[0]), f"{name}{SUFFIX}")
+
+
+def save_embedding(path: Path, stream: str, vectors: Tensor) -> None:
+    """Write learned token vectors `[k, d]` as the host and other programs read them.
+
+    Raises:
+        EraserFileError: the folder cannot be written to, or the disk is full.
+    """
+    write_bytes(path, save({stream: vectors.detach().float().cpu().contiguous()}))
 
 
 def clip_folders() -> list[str]:

@@ -102,8 +102,7 @@ def test_a_learned_word_is_saved_and_read_by_the_host(comfy, demo, erased) -> No
     for name in ("two words", "../up", "a,b"):
         with pytest.raises(EraserFileError):
             _attack(demo, "cce", erased[0], save_embedding=name)
-    with pytest.raises(ConceptError, match="learns no token"):
-        _attack(demo, "paraphrase", erased[0], save_embedding="x")
+    assert "learns no word" in _attack(demo, "paraphrase", erased[0], save_embedding="x")[0][0].notes[0]
 
 
 def test_the_guard_is_part_of_what_is_attacked(demo) -> None:  # type: ignore[no-untyped-def]

