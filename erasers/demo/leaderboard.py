@@ -42,13 +42,13 @@ WORDS = ("ball", "dotted")
 ALONE = {"uce_debias"}
 """Methods that erase nothing."""
 REDUCED: dict[str, dict[str, Value]] = {
-    "cce": {"steps": 150, "lr": 0.02, "pictures": 12},
+    "cce": {"steps": 100, "lr": 0.02, "pictures": 12},
     "concept_arithmetic": {"tries": 2},
     "derived": {"tries": 2},
     "dori": {"steps": 30, "pictures": 2, "batch": 4},
     "p4d": {"steps": 60, "check_every": 20, "tokens": 8},
     "paraphrase": {"tries": 2, "limit": 12},
-    "ring_a_bell": {"population": 60, "generations": 40, "length": 8},
+    "ring_a_bell": {"population": 40, "generations": 30, "length": 8},
     "unlearn_diff_atk": {"iterations": 10, "timesteps": 5, "lr": 0.1},
 }
 """Settings at which an attack takes seconds on a CPU; what is left out is as published."""
@@ -72,7 +72,7 @@ class Job:
     method: str
     word: str
     attacks: Mapping[str, Mapping[str, Value]]
-    each_kind: int = 20
+    each_kind: int = 15
     pictures: int = 2
     steps: int = 10
     album: str = ""
@@ -205,8 +205,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", help="all but those that erase nothing, when left out")
     parser.add_argument("--attacks", nargs="*", help="all, when left out")
     parser.add_argument("--concepts", nargs="*", default=list(WORDS), choices=list(CASES))
-    parser.add_argument("--each-kind", type=int, default=20, help="prompts of each kind")
-    parser.add_argument("--pictures", type=int, default=4, help="per attacked prompt")
+    parser.add_argument("--each-kind", type=int, default=15, help="prompts of each kind")
+    parser.add_argument("--pictures", type=int, default=2, help="per attacked prompt")
     parser.add_argument("--steps", type=int, default=10, help="DDIM steps")
     parser.add_argument(
         "--album", default=tempfile.mkdtemp(prefix="lethe"), help="keeps the untouched model's pictures"

@@ -12,7 +12,7 @@ from ..model import TextTower
 def typed_tokens(tower: TextTower) -> Tensor:
     """Ids of the tokens that are read back as themselves when their text is typed, `[m]` int64, ascending.
 
-    Start, end and unknown have no text; pieces of words, and bytes that are no letters, are read as other tokens.
+    Start, end and unknown have no text; pieces of words are read as other tokens; hosts read punctuation as commands.
 
     Raises:
         FamilyError: there are none.
@@ -20,7 +20,7 @@ def typed_tokens(tower: TextTower) -> Tensor:
     special = {tower.ids("")[0], tower.end}
     count = len(tower.vocabulary())
     texts = ((number, tower.decode([number])) for number in range(count) if number not in special)
-    found = [number for number, text in texts if text and tower.content(text) == [number]]
+    found = [number for number, text in texts if text.isalnum() and tower.content(text) == [number]]
     if not found:
         raise FamilyError("No token of this text encoder can be typed.", "Use an attack that searches no prompts.")
     return torch.tensor(found)
