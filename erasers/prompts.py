@@ -82,11 +82,11 @@ def template_rows(
     listed = [prompt for prompt in concepts.kept if prompt not in concepts.preserve][:far]
     for template in templates:
         for concept in concepts.erase:
-            names = [(concept.text, DIRECT), *((name, SYNONYM) for name in concept.synonyms)]
-            names += [(f"{concept.text} and {near}", COMPOSITIONAL) for near in concepts.preserve]
-            for name, kind in names:
+            names = [(concept.text, DIRECT, ""), *((name, SYNONYM, "") for name in concept.synonyms)]
+            names += [(f"{concept.text} and {near}", COMPOSITIONAL, near) for near in concepts.preserve]
+            for name, kind, subject in names:
                 text = template.format(name)
-                found.append(PromptRow(text, kind, concept.text, floor=with_replacement(text, concept)))
+                found.append(PromptRow(text, kind, concept.text, subject, with_replacement(text, concept)))
         for kind, prompts in ((NEAR, concepts.preserve), (FAR, listed)):
             found += [PromptRow(template.format(prompt), kind, subject=prompt) for prompt in prompts]
     return tuple(found)

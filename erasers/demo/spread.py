@@ -46,7 +46,7 @@ def on_ray(run: Callable[[Job], Reports], work: Sequence[Job], address: str) -> 
         import ray
     except ImportError as error:
         raise HostError("Ray is not installed.", "Install it: pip install ray.") from error
-    ray.init(address=address, include_dashboard=False, log_to_driver=False)
+    ray.init(address=address, include_dashboard=False, log_to_driver=True)
     try:
         waiting = [ray.remote(run).remote(job) for job in work]
         while waiting:

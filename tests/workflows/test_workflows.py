@@ -12,7 +12,7 @@ from lethe_host.convert import to_prompt
 from lethe_host.errors import GraphError
 from lethe_host.install import CHECKOUT
 from lethe_host.server import Server
-from lethe_host.showcase import ERASING, run_workflows, write_report
+from lethe_host.showcase import ERASING, run_workflows, shown_workflows, write_report
 from PIL import Image
 
 WORKFLOWS = sorted((CHECKOUT / "workflows").glob("*.json"))
@@ -29,9 +29,10 @@ def _node(prompt: dict, kind: str) -> dict:
 
 @pytest.mark.slow
 def test_the_main_job_erases_and_keeps(host, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    found = run_workflows(tmp_path, WORKFLOWS)
+    shown = shown_workflows()
+    found = run_workflows(tmp_path, shown)
     write_report(found, tmp_path)
-    assert (tmp_path / "report.md").read_text(encoding="utf-8").count("![before and after]") == len(WORKFLOWS)
+    assert (tmp_path / "report.md").read_text(encoding="utf-8").count("![before and after]") == len(shown)
     for name, job in found.items():
         grid = Image.open(tmp_path / job["grid"])
         assert min(grid.size) > 150
@@ -42,6 +43,42 @@ def test_the_main_job_erases_and_keeps(host, tmp_path: Path) -> None:  # type: i
             if row["kind"] == "kept":
                 assert row["kept_after"] >= row["kept_before"] - 0.25, (name, row)
     assert (tmp_path / "server" / "models" / "lethe" / "demo" / "forget zib.safetensors").is_file()
+
+
+def test_the_leaderboard_graph_holds_every_method_and_attack_and_is_accepted(client: Client) -> None:
+    from lethe.erasers.demo.leaderboard import ALONE
+    from lethe.erasers.registry import attacks, methods
+
+    prompt = _prompt(client, "leaderboard")
+    erased = {key: n["inputs"]["method"] for key, n in prompt.items() if n["class_type"] == "LetheErase"}
+    assert sorted(erased.values()) == sorted(set(methods()) - ALONE)
+    cells = {(erased[n["inputs"]["after"][0]], n["inputs"]["attack"])
+             for n in prompt.values() if n["class_type"] == "LetheAttack"}  # fmt: skip
+    assert cells == {(method, attack) for method in erased.values() for attack in attacks()}
+    reported = _node(prompt, "LetheReport")
+    assert sum(name.startswith("reports.") for name in reported) == len(cells) + len(erased)
+    client.interrupt(client._queue(prompt))
+
+
+def test_a_server_does_a_leaderboard_job(server: Server) -> None:
+    from lethe.erasers.demo.leaderboard import Job
+    from lethe.erasers.demo.spread import on_servers
+    from lethe.erasers.errors import HostError
+
+    job = Job("uce", "ball", {"paraphrase": {"tries": 1, "limit": 2}}, each_kind=2, pictures=1, steps=2)
+    ((evaluation, attack),) = on_servers([job], [server.url])
+    assert (evaluation.title, attack.made_with["attack"]) == ("uce", "paraphrase")
+    assert evaluation.made_with["sampling"]["steps"] == 2
+    assert attack.made_with["attack settings"]["limit"] == 2
+    with pytest.raises(HostError, match="does not answer"):
+        list(on_servers([job], ["http://127.0.0.1:9"]))
+    with pytest.raises(HostError, match=r"did not finish|refused"):
+        list(
+            on_servers(
+                [Job("uce", "ball", {"p4d": {"tokens": 75, "steps": 1}, "unlearn_diff_atk": {"tokens": 74}}, 1, 1, 0)],
+                [server.url],
+            )
+        )
 
 
 def test_workflows_have_thumbnails() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,9 +132,9 @@ def main() -> None:
     parser.add_argument("workflow", type=Path)
     options = parser.parse_args()
     content = json.loads(options.prompt.read_text(encoding="utf-8"))
-    with Server(Host.current(), options.workflow.resolve().parent / ".compose") as server:
+    with tempfile.TemporaryDirectory() as folder, Server(Host.current(), Path(folder)) as server:
         found = to_workflow(content["prompt"], server.client().object_info(), content.get("places"))
-    options.workflow.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    options.workflow.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

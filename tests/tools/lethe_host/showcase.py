@@ -27,6 +27,10 @@ WORKFLOWS = CHECKOUT / "workflows"
 PICTURES = 8
 """Pictures per prompt: the workflows themselves draw fewer."""
 SHOWN = 5
+LIMIT = 1200.0
+"""Seconds that one workflow may take."""
+LONG = {"leaderboard"}
+"""Workflows of half an hour; what they do is shown by another."""
 ERASING = "erase_"
 """Workflows of this name promise that the concept is gone; the others show something else, and are only reported."""
 
@@ -58,7 +62,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder = options.folder or CHECKOUT / "demo-output" / time.strftime("%Y%m%d-%H%M%S")
     try:
-        found = run_workflows(folder.resolve(), sorted(WORKFLOWS.glob("*.json")))
+        found = run_workflows(folder.resolve(), shown_workflows())
     except (HostError, ServerError, GraphError, ConvertError) as error:
         log.error("%s", error)
         return 1
@@ -68,6 +72,11 @@ def main() -> int:
     if failed:
         log.error("The concept was not erased, or something else was lost, in: %s", ", ".join(failed))
     return 1 if failed else 0
+
+
+def shown_workflows() -> list[Path]:
+    """The shipped workflows, without those that take too long to show."""
+    return [path for path in sorted(WORKFLOWS.glob("*.json")) if path.stem not in LONG]
 
 
 def run_workflows(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
@@ -89,7 +98,9 @@ def run_workflows(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, An
 
 
 def _run(client: Client, prompt: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
-    compare_id = next(key for key, node in prompt.items() if node["class_type"] == "LetheCompare")
+    compare_id = _first(prompt, "LetheCompare")
+    if compare_id is None:
+        return _run_measure(client, prompt, folder, name)
     inputs = prompt[compare_id]["inputs"]
     inputs["count"] = PICTURES
     started = time.perf_counter()
@@ -110,6 +121,29 @@ def _run(client: Client, prompt: dict[str, Any], folder: Path, name: str) -> dic
         "settings": {key: value for key, value in inputs.items() if not isinstance(value, list | dict)},
         "rows": [asdict(row) for row in _judge(inputs["prompts"].splitlines(), concepts, pictures)],
     }
+
+
+def _run_measure(client: Client, prompt: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
+    """Run a workflow that reports instead of comparing: its chart and its page are what it leaves."""
+    report_id = _first(prompt, "LetheReport")
+    if report_id is None:
+        raise GraphError(f"{name} has neither a 'Before / After' nor a 'Report' node")
+    started = time.perf_counter()
+    shown = client.run(prompt, timeout=LIMIT)[report_id]
+    seconds = time.perf_counter() - started
+    (folder / f"{name}.png").write_bytes(client.image(shown["images"][0]))
+    (folder / f"{name}.md").write_text(shown["text"][0], encoding="utf-8")
+    return {
+        "seconds": round(seconds, 1),
+        "grid": f"{name}.png",
+        "page": f"{name}.md",
+        "erased": [concept.name for concept in _concepts(prompt)],
+        "rows": [],
+    }
+
+
+def _first(prompt: dict[str, Any], kind: str) -> str | None:
+    return next((key for key, node in prompt.items() if node["class_type"] == kind), None)
 
 
 def _keep(client: Client, reference: dict[str, str], path: Path) -> Path:
@@ -206,6 +240,9 @@ def write_report(found: dict[str, dict[str, Any]], folder: Path) -> None:
         names = job["erased"]
         listed = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         lines += [f"## {name}: {listed}", "", f"![before and after]({job['grid']})", ""]
+        if "page" in job:
+            lines += [f"What was measured: [{job['page']}]({job['page']})", ""]
+            continue
         lines += ["| prompt | kind | shows the erased, before | after | shows the rest, before | after |"]
         lines += ["|---|---|---|---|---|---|"]
         for row in job["rows"]:

@@ -1,0 +1,72 @@
+"""The leaderboard: its jobs, in processes and on a Ray cluster of this machine, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from lethe.erasers.demo import leaderboard
+from lethe.erasers.demo.leaderboard import ALONE, FOLDER, Job, run_job, table, write
+from lethe.erasers.demo.sets import CASES, demo_rows
+from lethe.erasers.demo.spread import on_processes, on_ray
+from lethe.erasers.demo.world import weights_digest
+from lethe.erasers.measure.report import from_json
+from lethe.erasers.prompts import DIRECT, FAR, KINDS, NEAR
+from lethe.erasers.registry import attacks, methods
+
+TINY = {"paraphrase": {"tries": 1, "limit": 2}}
+
+
+def _jobs(tmp_path: Path) -> list[Job]:
+    return [Job(method, "ball", TINY, 2, 1, 2, str(tmp_path / "album")) for method in ("uce", "rece")]
+
+
+@pytest.mark.slow
+def test_processes_do_the_jobs_and_the_table_holds_them(tmp_path: Path) -> None:
+    found = [report for reports in on_processes(run_job, _jobs(tmp_path), 2) for report in reports]
+    assert sorted(report.title for report in found) == ["rece", "rece", "uce", "uce"]
+    write(found, "tiny", tmp_path / "tables")
+    rows = table(found)
+    assert {row["method"] for row in rows} == {"uce", "rece"}
+    assert all({"erased", "kept", "leaked", "unattacked", "paraphrase"} <= set(row) for row in rows)
+    kept = json.loads((tmp_path / "tables" / "leaderboard.json").read_text(encoding="utf-8"))
+    assert kept["weights"] == weights_digest()
+    assert (tmp_path / "tables" / "leaderboard.png").is_file()
+    (album,) = (tmp_path / "album").iterdir()
+    assert len(list(album.glob("*.png"))) > 10
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_does_the_same_jobs(tmp_path: Path) -> None:
+    (reports,) = on_ray(run_job, _jobs(tmp_path)[:1], "local")
+    (alone,) = on_processes(run_job, _jobs(tmp_path)[:1], 1)
+    assert [report.figures for report in reports] == [report.figures for report in alone]
+
+
+def test_the_shipped_table_is_of_this_world_and_of_every_method_and_attack() -> None:
+    text = (FOLDER / "leaderboard.json").read_text(encoding="utf-8")
+    assert json.loads(text)["weights"] == weights_digest()
+    reports = from_json(text)
+    assert {report.title for report in reports} == set(methods()) - ALONE
+    assert {report.made_with.get("attack") for report in reports} - {None} == set(attacks())
+    assert set(leaderboard.REDUCED) <= set(attacks())
+
+
+@pytest.mark.parametrize("word", sorted(CASES))
+def test_sets_ask_for_the_concept_or_leave_it_alone(word: str) -> None:
+    rows = demo_rows(CASES[word], 12)
+    kinds = [kind for kind in KINDS if any(row.kind == kind for row in rows)]
+    assert set(KINDS) - set(kinds) <= {"compositional"}
+    for row in rows:
+        words = set(row.text.replace(",", "").split())
+        assert (word in words) == (row.kind in (DIRECT, "compositional")), row
+        if row.kind in (NEAR, FAR):
+            assert row.subject
+            assert row.concept == ""
+        else:
+            assert row.concept == CASES[word].text
+            assert row.floor is not None
+            assert word not in row.floor.replace(",", "").split()
+    assert demo_rows(CASES[word], 12) == rows
+    assert demo_rows(CASES[word], 12, seed=8) != rows
