@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,7 @@ from ..prompts import DIRECT, ERASING, KEEPING, KINDS, PromptRow
 from ..sight import Sight
 from ..spec import Value
 from ..store.album import Album
-from ..target import Item, untracked
+from ..target import Track, untracked
 from .distances import frechet, kernel
 from .embedded import directions_of_pictures
 from .intervals import Interval, mean, paired_rates, rate, statistic
@@ -63,7 +63,7 @@ class Plan:
     others: tuple[tuple[Probe, Mapping[str, Value]], ...] = ()
     sight: Sight | None = None
     batch: int = 16
-    track: Callable[[Iterable[Item], int], Iterable[Item]] = untracked
+    track: Track = untracked
 
     def __post_init__(self) -> None:
         if not self.rows:

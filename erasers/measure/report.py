@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ..concepts import ConceptList
 from ..errors import ReportError
@@ -168,16 +169,15 @@ def from_json(text: str) -> tuple[Report, ...]:
         raise ReportError(f"The file is no report: {error!r}.", "Choose a .json that 'Report' wrote.") from error
 
 
-def _report(entry: Mapping[str, object]) -> Report:
-    fields = {**entry}
-    figures = entry["figures"]
-    assert isinstance(figures, dict)
-    fields["figures"] = {
-        name: Interval(**{key: math.nan if value is None else value for key, value in figure.items()})
-        for name, figure in figures.items()
-    }
-    fields |= {name: tuple(fields[name]) for name in ("concepts", "table", "notes")}  # type: ignore[arg-type]
-    return Report(**fields)  # type: ignore[arg-type]
+def _report(entry: Mapping[str, Any]) -> Report:
+    figures = {name: _interval(figure) for name, figure in entry["figures"].items()}
+    lists = {name: tuple(entry[name]) for name in ("concepts", "table", "notes")}
+    return Report(**{**entry, **lists, "figures": figures})
+
+
+def _interval(cells: Mapping[str, Any]) -> Interval:
+    value, low, high = (math.nan if cells[name] is None else float(cells[name]) for name in ("value", "low", "high"))
+    return Interval(value, low, high, int(cells["count"]))
 
 
 def _plain(value: object) -> object:

@@ -109,11 +109,14 @@ class ToyModel:
         with torch.no_grad():
             return self.predict_noise(0 * noise, 0 * noise, 1.0, self.run(prompts)[0]) + 0.01 * noise
 
-    def predict_noise(self, latents: Tensor, noise: Tensor, percent: float, context: Tensor) -> Tensor:
-        """The mean of the tokens, through both blocks."""
+    def predict_noise(
+        self, latents: Tensor, noise: Tensor, percent: float | Tensor, context: Tensor, cfg: float = 1.0
+    ) -> Tensor:
+        """The mean of the tokens, through both blocks; guidance multiplies it."""
         shift = sum(block["attn2"](context) for block in self.unet.values())  # type: ignore[index]
         assert isinstance(shift, Tensor)
-        return (1 - percent) * noise + shift.mean(1).reshape(-1, 2, 2, 2)
+        rest = 1 - torch.as_tensor(percent).reshape(-1, 1, 1, 1)
+        return rest * noise + cfg * shift.mean(1).reshape(-1, 2, 2, 2)
 
     def encode(self, prompts: list[str]) -> list[EncodedPrompt]:
         with torch.no_grad():

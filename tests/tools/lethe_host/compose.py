@@ -74,7 +74,9 @@ def _node(key: str, entry: Json, object_info: Json) -> Json:
     return {**node, "inputs": sockets, "outputs": outputs, "widgets_values": values}
 
 
-def _read(name: str, groups: Json, given: Json, prefix: str, sockets: list[Json], values: list[Any]) -> None:
+def _read(
+    name: str, groups: Mapping[str, Json], given: Json, prefix: str, sockets: list[Json], values: list[Any]
+) -> None:
     """Sockets and widget values in the order in which the front end makes them."""
     for group in ("required", "optional"):
         for key, spec in groups.get(group, {}).items():

@@ -127,7 +127,7 @@ def _run_measure(client: Client, prompt: dict[str, Any], folder: Path, name: str
     """Run a workflow that reports instead of comparing: its chart and its page are what it leaves."""
     report_id = _first(prompt, "LetheReport")
     if report_id is None:
-        raise GraphError(f"{name} has neither a 'Before / After' nor a 'Report' node")
+        raise ConvertError(f"{name} has neither a 'Before / After' nor a 'Report' node")
     started = time.perf_counter()
     shown = client.run(prompt, timeout=LIMIT)[report_id]
     seconds = time.perf_counter() - started
