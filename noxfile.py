@@ -1,6 +1,6 @@
 """The project's commands. Each builds or checks the ComfyUI host first and runs with its Python.
 
-`nox -s tests` (the default), `demo`, `host`, `lint`, `bench` and `train`; what follows `--` is passed on.
+`nox -s tests` (the default), `demo`, `host`, `lint`, `bench`, `leaderboard` and `train`; what follows `--` is passed on.
 """
 
 from __future__ import annotations
@@ -83,6 +83,13 @@ def bench(session: nox.Session) -> None:
     """Measures the kernels."""
     found = prepare(session)
     run(session, found, str(found.python), "-m", "lethe.kernels.bench", *session.posargs)
+
+
+@nox.session
+def leaderboard(session: nox.Session) -> None:
+    """Runs every method against every attack on the demo world and writes the table and the chart."""
+    found = prepare(session)
+    run(session, found, str(found.python), "-m", "lethe.erasers.demo.leaderboard", *session.posargs, **one_thread())
 
 
 @nox.session

@@ -85,3 +85,10 @@ def test_importing_prints_nothing_and_leaves_torch_as_it_was() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert done.stderr == ""
+
+
+def test_both_lists_of_requirements_are_the_same() -> None:
+    """Some installers read one, some the other."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    listed = ", ".join(f'"{line}"' for line in lines if line and not line.startswith("#"))
+    assert f"dependencies = [{listed}]" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -11,40 +11,40 @@ import torch
 from torch import Tensor
 
 from .intervals import Interval
+from .library import need
+from .red_team import ATTACKED, GUARDED
 from .report import ATTACK, EVALUATION, Report
 
 _DOTS_PER_INCH = 100
 
 
 def overview_chart(reports: Sequence[Report]) -> Tensor:
-    """Erased against kept, a dot per title with its intervals, coloured by what comes back.
+    """Erased against kept, a numbered dot per title, coloured by what comes back.
 
-    What comes back is the largest attack success rate where a title was attacked, else its leaked share.
+    A title's evaluations are averaged, and so are the bounds of their intervals, which is wider than the interval of
+    the average. What comes back is the mean share of pictures over its attacks, else what leaked.
 
     Returns:
         `[1, h, w, 3]` float32 in 0..1.
     """
-    figure, axes = _figure(8.0, 6.0)
-    rows = [(report, worst_leak(report.title, reports)) for report in reports if report.kind == EVALUATION]
-    rows = [row for row in rows if not math.isnan(row[0].figures["erased"].value)]
-    for report, _ in rows:
-        x, y = report.figures["kept"], report.figures["erased"]
-        axes.errorbar(x.value, y.value, xerr=_bars(x), yerr=_bars(y), color="0.7", zorder=1)
-        label = f"{report.title}, {', '.join(report.concepts)}" if len(report.concepts) < 4 else report.title
-        axes.annotate(label, (x.value, y.value), xytext=(6, 5), textcoords="offset points", fontsize=8)
-    dots = axes.scatter(
-        [report.figures["kept"].value for report, _ in rows],
-        [report.figures["erased"].value for report, _ in rows],
-        c=[leak for _, leak in rows],
-        cmap="RdYlGn_r",
-        vmin=0,
-        vmax=1,
-        edgecolors="0.2",
-        zorder=2,
-    )
-    figure.colorbar(dots, ax=axes, label="comes back (best attack, else leaked)")
-    axes.set(xlabel="kept", ylabel="erased", xlim=(-0.03, 1.08), ylim=(-0.03, 1.08))
-    axes.grid(color="0.9")
+    figure, axes = _figure(9.0, 5.5)
+    titles = list(dict.fromkeys(report.title for report in reports if report.kind == EVALUATION))
+    means = {title: (_mean(title, "kept", reports), _mean(title, "erased", reports)) for title in titles}
+    drawn = [title for title in titles if not any(math.isnan(mean.value) for mean in means[title])]
+    for number, title in enumerate(drawn, 1):
+        x, y = means[title]
+        axes.errorbar(x.value, y.value, xerr=_bars(x), yerr=_bars(y), color="0.8", zorder=1)
+        axes.scatter([], [], color="none", label=f"{number}  {title}")
+        axes.annotate(str(number), (x.value, y.value), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    places = [[means[title][side].value for title in drawn] for side in (0, 1)]
+    leaks = [comes_back(title, reports) for title in drawn]
+    dots = axes.scatter(*places, c=leaks, cmap="RdYlGn_r", vmin=0, vmax=1, edgecolors="0.2", zorder=2)
+    figure.colorbar(dots, ax=axes, label="comes back: mean over attacks, else leaked")
+    lowest = min([0.7, *(mean.low - 0.05 for title in drawn for mean in means[title][:1])])
+    axes.set(xlabel="kept", ylabel="erased", xlim=(max(lowest, -0.03), 1.03), ylim=(-0.03, 1.05))
+    axes.grid(color="0.92")
+    if drawn:
+        figure.legend(loc="outside right upper", fontsize=9, frameon=False, handlelength=0)
     return _pixels(figure)
 
 
@@ -66,11 +66,22 @@ def kinds_chart(report: Report) -> Tensor:
     return _pixels(figure)
 
 
-def worst_leak(title: str, reports: Sequence[Report]) -> float:
-    """The largest attack success rate among a title's reports; its leaked share where it was not attacked."""
-    rates = [report.figures["ASR"].value for report in reports if report.kind == ATTACK and report.title == title]
-    own = [r.figures["leaked"].value for r in reports if r.kind == EVALUATION and r.title == title]
-    return max((value for value in rates or own if not math.isnan(value)), default=0.0)
+def comes_back(title: str, reports: Sequence[Report]) -> float:
+    """The mean share of pictures that show the concept over a title's attacks; what leaked where there was none."""
+    attacked = f"{GUARDED}, {ATTACKED}"
+    rates = [r.figures[attacked].value for r in reports if r.kind == ATTACK and r.title == title]
+    own = rates or [r.figures["leaked"].value for r in reports if r.kind == EVALUATION and r.title == title]
+    measured = [value for value in own if not math.isnan(value)]
+    return sum(measured) / len(measured) if measured else 0.0
+
+
+def _mean(title: str, name: str, reports: Sequence[Report]) -> Interval:
+    """A figure of a title's evaluations and its bounds, each averaged over those that measured it."""
+    found = [r.figures[name] for r in reports if r.kind == EVALUATION and r.title == title]
+    found = [interval for interval in found if not math.isnan(interval.value)]
+    columns = zip(*((i.value, *(i.value if math.isnan(b) else b for b in (i.low, i.high))) for i in found), strict=True)
+    value, low, high = [sum(c) / len(c) for c in columns] if found else [math.nan] * 3
+    return Interval(value, low, high, len(found))
 
 
 def _bars(interval: Interval) -> list[list[float]]:
@@ -79,6 +90,7 @@ def _bars(interval: Interval) -> list[list[float]]:
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
+    need("The chart", "matplotlib")
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), dpi=_DOTS_PER_INCH, layout="constrained")
