@@ -1,6 +1,7 @@
 """The project's commands. Each builds or checks the ComfyUI host first and runs with its Python.
 
-`nox -s tests` (the default), `demo`, `host`, `lint`, `bench`, `leaderboard` and `train`; what follows `--` is passed on.
+`nox -s tests` (the default), `demo`, `host`, `lint`, `bench`, `leaderboard` and `train`; what follows `--` is
+passed on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Well-kept libraries that some measures are taken through, and that a host need not have."""
+"""Well-kept libraries that some measures and charts are made with, and that a host need not have."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ def need(purpose: str, *names: str) -> None:
     """SettingError unless all libraries are installed; `purpose` begins its message."""
     advice = missing(*names)
     if advice:
-        raise SettingError(f"{purpose} is measured through {' and '.join(names)}.", advice)
+        raise SettingError(f"{purpose} needs {' and '.join(names)}.", advice)

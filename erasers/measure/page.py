@@ -18,8 +18,8 @@ def markdown(reports: Sequence[Report]) -> str:
     evaluations = [report for report in reports if report.kind == EVALUATION]
     attacks = [report for report in reports if report.kind == ATTACK]
     if evaluations:
-        parts += ["Shares with 95 % intervals. erased: (before - after) / (before - floor) on direct prompts; "]
-        parts += ["kept: right pictures after as a share of those before; leaked: what other prompts bring back.", ""]
+        parts += ["Shares with 95 % intervals. erased: (before - after) / (before - floor) on direct prompts; kept: right"]
+        parts += ["pictures after as a share of those before; leaked: what other prompts bring back.", ""]
         parts += _table(
             {"what": report.title, "concepts": _few(report.concepts)}
             | {name: shown(report.figures[name]) for name in _MAIN}
@@ -41,9 +41,10 @@ def _section(report: Report) -> list[str]:
     what = report.made_with.get("attack", "evaluation")
     parts = [f"## {report.title}: {what} of {_few(report.concepts)}", ""]
     parts += _table(report.table) if report.table else []
-    scores = {name: "n/a" if value is None else f"{value:.2f}" for name, value in report.scores.items()}
+    scores = {name: f"{value:.2f}" for name, value in report.scores.items() if value is not None}
     if scores:
-        parts += ["", *_table([scores])]
+        missing = [name for name, value in report.scores.items() if value is None]
+        parts += ["", *_table([scores])] + (["", f"Not measured: {', '.join(missing)}."] if missing else [])
     parts += ["", *(f"- {note}" for note in report.notes)] if report.notes else []
     parts += ["", *(f"- {name}: {_cell(value)}" for name, value in report.made_with.items() if name not in _HIDDEN)]
     return parts
