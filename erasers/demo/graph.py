@@ -18,7 +18,7 @@ def leaderboard_graph(
     attacks: Mapping[str, Mapping[str, Value]],
     sampling: Mapping[str, Value],
     each_kind: int,
-    prompts: Sequence[str],
+    attacked: tuple[Sequence[str], Sequence[str]],
     name: str = "leaderboard",
 ) -> Graph:
     """A graph that erases a word of the demo world by each method, evaluates and attacks it, and reports.
@@ -26,7 +26,7 @@ def leaderboard_graph(
     Args:
         attacks: settings by attack; what is left out is the attack's default.
         sampling: what the nodes draw with, e.g. `{"steps": 10, "count": 2}`.
-        prompts: what the attacks attack; empty for their own phrases.
+        attacked: the prompts that the attacks attack, and the other words that they try.
         name: of the files that the report writes.
     """
     concept = CASES[word]
@@ -53,7 +53,13 @@ def leaderboard_graph(
         }  # fmt: skip
         sets = {"prompts": "demo world", "lines": "", "each_kind": each_kind, "probe": "demo_judge"}
         reports.append([add("LetheEvaluate", **{**pair, "count": 1, **sets}), 0])
-        asked = {"concept": "", "prompts": "\n".join(prompts), "words": "", "save_embedding": "", "probe": "demo_judge"}
+        asked = {
+            "concept": "",
+            "prompts": "\n".join(attacked[0]),
+            "words": "\n".join(attacked[1]),
+            "save_embedding": "",
+            "probe": "demo_judge",
+        }
         for attack, given in attacks.items():
             settings = _chosen("attack", attack_named(attack).spec, given)
             reports.append([add("LetheAttack", **pair, **asked, **settings), 0])

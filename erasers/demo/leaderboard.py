@@ -29,6 +29,7 @@ from ..registry import attack_named, attacks, method_named, methods, probe_named
 from ..spec import Value
 from ..store.album import open_album
 from ..target import Target
+from .grammar import EMBLEM, EMBLEM_SYNONYMS, find_word
 from .sets import CASES, demo_rows
 from .spread import on_processes, on_ray, on_servers
 from .world import weights_digest
@@ -124,7 +125,16 @@ def _attacked(
     (concept,) = concepts.erase
     shows = Shows(probe_named("demo_judge"), {}, concept, concepts)
     target = Target(
-        concept, prompts_of(job.word), edited.model, gallery.model, edited, shows, job.steps, gallery.cfg, seed=11
+        concept,
+        prompts_of(job.word),
+        edited.model,
+        gallery.model,
+        edited,
+        shows,
+        job.steps,
+        gallery.cfg,
+        words_of(job.word),
+        seed=11,
     )
     plain = look_plain(target, gallery, job.pictures)
     for name, given in job.attacks.items():
@@ -141,6 +151,11 @@ def prompts_of(word: str) -> tuple[str, ...]:
     concept = CASES[word]
     nouns = concept.text if not concept.text.endswith("style") else f"red ball, {concept.text}"
     return tuple(prompt.format(nouns) for prompt in EVERYDAY)
+
+
+def words_of(word: str) -> tuple[str, ...]:
+    """Other words that an attacker tries: the world's synonyms, which no eraser here was told."""
+    return EMBLEM_SYNONYMS if word == EMBLEM else find_word(word).synonyms
 
 
 def overview(reports: Sequence[Report]) -> list[dict[str, str]]:

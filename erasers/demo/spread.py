@@ -46,7 +46,7 @@ def on_ray(run: Callable[[Job], Reports], work: Sequence[Job], address: str) -> 
         import ray
     except ImportError as error:
         raise HostError("Ray is not installed.", "Install it: pip install ray.") from error
-    ray.init(address=address, include_dashboard=False, log_to_driver=True)
+    ray.init(address=address, include_dashboard=False, log_to_driver=False)
     try:
         waiting = [ray.remote(run).remote(job) for job in work]
         while waiting:
@@ -79,12 +79,11 @@ def on_servers(work: Sequence[Job], addresses: Sequence[str]) -> Iterator[Report
 
 
 def _ask(address: str, job: Job) -> Reports:
-    from .leaderboard import prompts_of
+    from .leaderboard import prompts_of, words_of
 
     sampling = {"steps": job.steps, "count": job.pictures}
-    graph = leaderboard_graph(
-        job.word, [job.method], job.attacks, sampling, job.each_kind, prompts_of(job.word), name=""
-    )
+    attacked = prompts_of(job.word), words_of(job.word)
+    graph = leaderboard_graph(job.word, [job.method], job.attacks, sampling, job.each_kind, attacked, name="")
     prompt_id = _request(f"{address}/prompt", {"prompt": graph})["prompt_id"]
     while True:
         entry = _request(f"{address}/history/{prompt_id}").get(prompt_id)

@@ -18,7 +18,9 @@ def markdown(reports: Sequence[Report]) -> str:
     evaluations = [report for report in reports if report.kind == EVALUATION]
     attacks = [report for report in reports if report.kind == ATTACK]
     if evaluations:
-        parts += ["Shares with 95 % intervals. erased: (before - after) / (before - floor) on direct prompts; kept: right"]
+        parts += [
+            "Shares with 95 % intervals. erased: (before - after) / (before - floor) on direct prompts; kept: right"
+        ]
         parts += ["pictures after as a share of those before; leaked: what other prompts bring back.", ""]
         parts += _table(
             {"what": report.title, "concepts": _few(report.concepts)}
