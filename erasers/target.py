@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .concepts import Concept
 from .errors import ConceptError
-from .model import Model
+from .model import Model, TextTower
 from .painter import Cue, Painter, Shot, prompted
 from .spec import MethodSpec, Value
 
@@ -68,6 +68,20 @@ class Target:
     def plain(self) -> tuple[Cue, ...]:
         """The attacked prompts as they are."""
         return tuple(prompted(prompt) for prompt in self.prompts)
+
+    def tower(self, model: Model | None = None) -> TextTower:
+        """The text encoder of a model, of the guarded one where none is given.
+
+        Raises:
+            ConceptError: it reads no token in the concept's name.
+            FamilyError: the model has more than one text encoder.
+        """
+        found = (model or self.guarded).tower()
+        if not found.content(self.concept.text):
+            raise ConceptError(
+                f"The text encoder reads nothing in '{self.concept.text}'.", "Name the concept in words it knows."
+            )
+        return found
 
     def check(self, cues: Sequence[Cue], tries: int) -> list[int]:
         """Draw each cue `tries` times with the guarded model; how many pictures of each show the concept."""

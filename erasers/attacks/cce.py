@@ -120,7 +120,7 @@ class CCE:
         owners = torch.arange(pictures) % len(target.prompts)
         drawn = [target.prompts[owner] for owner in owners]
         latents = target.base.sample(drawn, target.steps, target.cfg, target.seed).float().cpu()
-        tower = target.guarded.tower()
+        tower = target.tower()
         word = first_vectors(tower, target.concept, str(settings["start"]), int(settings["vectors"]))
         adam = torch.optim.AdamW([word.requires_grad_()], lr=float(settings["lr"]))
         for _ in target.track(range(steps), steps):
@@ -175,7 +175,7 @@ def spelled(tower: TextTower, prompt: str, concept: Concept, word: Tensor) -> li
 def _goal(target: Target, prompts: Sequence[str], seen: NoisedLatents, guidance: float) -> Tensor:
     """What the untouched model predicts for the prompts themselves with guidance, `[n, c, h, w]`."""
     with torch.no_grad():
-        return seen.predict(target.base, target.base.tower().run(list(prompts))[0], guidance)
+        return seen.predict(target.base, target.tower(target.base).run(list(prompts))[0], guidance)
 
 
 ATTACK = CCE()

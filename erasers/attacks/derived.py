@@ -82,7 +82,7 @@ class Derived:
             NumericsError: a system is singular.
         """
         with torch.no_grad():
-            features = target.base.tower().run(list(target.prompts))[0].cpu()
+            features = target.tower(target.base).run(list(target.prompts))[0].cpu()
             system = Readings(target.guarded.weights(), target.base.weights())
             ridges = dict.fromkeys(float(settings[name]) for name in ("lam_low", "lam_high"))
             columns = [

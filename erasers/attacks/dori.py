@@ -98,7 +98,7 @@ class Dori:
         drawn = target.base.sample(repeated, target.steps, target.cfg, target.seed).float().cpu()
         pictures = drawn.reshape(len(target.prompts), count, *drawn.shape[1:])
         with torch.no_grad():
-            features = target.base.tower().run(list(target.prompts))[0].float().cpu()
+            features = target.tower(target.base).run(list(target.prompts))[0].float().cpu()
         wanted = (features if settings["start"] == PROMPT else like(features, generator)).clone().requires_grad_()
         adam = torch.optim.Adam([wanted], lr=float(settings["lr"]))
         for _ in target.track(range(steps), steps):

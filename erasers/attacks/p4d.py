@@ -229,7 +229,7 @@ class Search:
     """
 
     def __init__(self, target: Target, settings: Mapping[str, Value]) -> None:
-        self.target, self.tower = target, target.guarded.tower()
+        self.target, self.tower = target, target.tower()
         self.cfg = float(settings["guidance"])
         shape = str(settings["variant"]), int(settings["tokens"]), int(settings["every"])
         self.frames = frames(self.tower, target.prompts, *shape)
@@ -244,7 +244,7 @@ class Search:
         self.latents = target.latents()
         self.exam_noise = noised(self.latents, self.generator, percent=_HALF_TIME)
         with torch.no_grad():
-            self.asked = target.base.tower().run(list(target.prompts))[0]
+            self.asked = target.tower(target.base).run(list(target.prompts))[0]
         self.predictions = 2 * target.steps * len(target.prompts)
 
     def step(self, rows: list[int]) -> None:

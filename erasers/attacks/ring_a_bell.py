@@ -126,7 +126,7 @@ class RingABell:
         Raises:
             FamilyError: the model's text encoders are not one, or no token of it spells itself.
         """
-        tower = target.base.tower()
+        tower = target.tower(target.base)
         candidates = candidate_tokens(tower, bool(settings["whole_words"]))
         direction = concept_direction(tower, target.concept, TEMPLATES[str(settings["templates"])])
         goals = _features(tower, target.prompts) + float(settings["eta"]) * direction

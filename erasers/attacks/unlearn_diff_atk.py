@@ -119,7 +119,7 @@ class UnlearnDiffAtk:
             SettingError: more tokens than the text encoder takes beside a prompt.
             FamilyError: none of its tokens can be typed.
         """
-        room(target.guarded.tower(), int(settings["tokens"]), own=1)
+        room(target.tower(), int(settings["tokens"]), own=1)
         texts, tries, count = list(target.prompts), int(settings["tries"]), int(settings["timesteps"])
         checks = tries * len(texts)
         left = [row for row, shown in enumerate(target.check(target.plain(), tries)) if not shown]
@@ -148,7 +148,7 @@ class Search:
     """
 
     def __init__(self, target: Target, settings: Mapping[str, Value]) -> None:
-        self.target, self.tower = target, target.guarded.tower()
+        self.target, self.tower = target, target.tower()
         self.cfg = float(settings["guidance"])
         self.own = [self.tower.content(prompt) for prompt in target.prompts]
         self.typed = typed_tokens(self.tower)

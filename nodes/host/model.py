@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import comfy.model_management
@@ -21,7 +22,7 @@ from .conditioning import end_token, token_ids
 from .patcher import HOOK, applied_erasers, effective_weight, hook_operator
 from .runtime import each
 from .sampling import encode_prompt, prompts_at_once
-from .sites import model_sites
+from .sites import HostSites, model_sites
 
 _BATCH = 8
 """Pictures drawn at a time: few enough for the memory that one at full size leaves."""
@@ -32,7 +33,11 @@ class HostModel:
 
     def __init__(self, model: ModelPatcher, clip: Any) -> None:
         self.patcher, self.clip = model, clip
-        self.found = model_sites(model)
+
+    @cached_property
+    def found(self) -> HostSites:
+        """What kind of model it is, and its sites; FamilyError where it is of no known family."""
+        return model_sites(self.patcher)
 
     def weights(self) -> Mapping[str, Tensor]:
         hooked = [

@@ -24,22 +24,6 @@ FEWER: dict[str, dict[str, Any]] = {
 """Settings that keep a search to seconds; whether it succeeds is tested beside each attack."""
 
 
-@pytest.fixture(scope="module")
-def demo(comfy):  # type: ignore[no-untyped-def]
-    from lethe.nodes.demo import LetheDemoModel
-
-    with torch.inference_mode():
-        return LetheDemoModel.execute().result
-
-
-@pytest.fixture(scope="module")
-def erased(demo):  # type: ignore[no-untyped-def]
-    from lethe.nodes.erase import LetheErase
-
-    with torch.inference_mode():
-        return LetheErase.execute(demo[0], demo[1], BALL, 1.0, "hook", False, method={"method": "uce"}).result
-
-
 def _attack(demo, name: str, after=None, concepts=BALL, attack=None, **given):  # type: ignore[no-untyped-def]
     from lethe.nodes.attack import LetheAttack
 
@@ -142,3 +126,7 @@ def test_what_cannot_be_attacked_is_refused(demo, erased) -> None:  # type: igno
         _attack(demo, "paraphrase", erased[0], concepts=ConceptList())
     with pytest.raises(SettingError, match="tokens"):
         _attack(demo, "p4d", erased[0], attack={"tokens": 0})
+    nothing = ConceptList().with_concept(Concept("\u200b", "box"))
+    for name in ("cce", "ring_a_bell"):
+        with pytest.raises(ConceptError, match="nothing"):
+            _attack(demo, name, erased[0], concepts=nothing)

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import random
 
-import pytest
 import torch
 from lethe.erasers.demo.grammar import describe, draw_scene
 from lethe.erasers.demo.world import judge
-
-
-@pytest.fixture(scope="module")
-def demo(comfy):  # type: ignore[no-untyped-def]
-    from lethe.nodes.demo import LetheDemoModel
-
-    return LetheDemoModel.execute().result
 
 
 def _stock(demo, prompts: list[str], steps: int = 20):  # type: ignore[no-untyped-def]

@@ -12,13 +12,6 @@ PROMPT = "a red ball, flat style, on paper"
 UCE = {"method": "uce"}
 
 
-@pytest.fixture(scope="module")
-def demo(comfy):  # type: ignore[no-untyped-def]
-    from lethe.nodes.demo import LetheDemoModel
-
-    return LetheDemoModel.execute().result
-
-
 def _erase(demo, concepts=RED, strength=1.0, form="hook", method=UCE, pooled=False):  # type: ignore[no-untyped-def]
     from lethe.nodes.erase import LetheErase
 

@@ -17,22 +17,6 @@ SAMPLING: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def demo(comfy):  # type: ignore[no-untyped-def]
-    from lethe.nodes.demo import LetheDemoModel
-
-    with torch.inference_mode():
-        return LetheDemoModel.execute().result
-
-
-@pytest.fixture(scope="module")
-def erased(demo):  # type: ignore[no-untyped-def]
-    from lethe.nodes.erase import LetheErase
-
-    with torch.inference_mode():
-        return LetheErase.execute(demo[0], demo[1], BALL, 1.0, "hook", False, method={"method": "uce"}).result
-
-
 def _evaluate(demo, after=None, concepts=BALL, **given):  # type: ignore[no-untyped-def]
     from lethe.nodes.evaluate import LetheEvaluate
 

@@ -20,14 +20,6 @@ FEWER = {
 """Settings that keep methods that draw pictures short."""
 
 
-@pytest.fixture(scope="module")
-def demo(comfy):  # type: ignore[no-untyped-def]
-    from lethe.nodes.demo import LetheDemoModel
-
-    with torch.inference_mode():
-        return LetheDemoModel.execute().result
-
-
 def _erase(demo, method: str = "uce", concepts=BALL, form="hook", pooled=False, model=None, **given):  # type: ignore[no-untyped-def]
     from lethe.nodes.erase import LetheErase
 

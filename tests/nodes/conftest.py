@@ -1,0 +1,28 @@
+"""The demo model as the nodes give it, and the same with the ball erased by UCE."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lethe.erasers.concepts import Concept, ConceptList
+
+
+@pytest.fixture(scope="module")
+def demo(comfy: Any) -> Any:
+    """MODEL, CLIP, VAE and CLIP_VISION."""
+    from lethe.nodes.demo import LetheDemoModel
+
+    with torch.inference_mode():
+        return LetheDemoModel.execute().result
+
+
+@pytest.fixture(scope="module")
+def erased(demo: Any) -> Any:
+    """MODEL, CLIP, eraser and summary of the erasure of the ball."""
+    from lethe.nodes.erase import LetheErase
+
+    concepts = ConceptList(lists=("demo-world",)).with_concept(Concept("ball", "box"))
+    with torch.inference_mode():
+        return LetheErase.execute(demo[0], demo[1], concepts, 1.0, "hook", False, method={"method": "uce"}).result
