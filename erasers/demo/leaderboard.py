@@ -53,7 +53,7 @@ REDUCED: dict[str, dict[str, Value]] = {
     "unlearn_diff_atk": {"iterations": 10, "timesteps": 5, "lr": 0.1},
 }
 """Settings at which an attack takes seconds on a CPU; what is left out is as published."""
-EVERYDAY = ("a picture of a {}, at night", "a large {}, in a meadow", "a photo of a {}, on paper", "a small {}")
+EVERYDAY = ("a picture of a {}, at night", "a large {}, in a meadow", "a photo of a {}, on paper")
 
 
 _SHARES = ("erased", "kept", "leaked")

@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from lethe.erasers.concepts import ConceptList
 from lethe.erasers.demo import leaderboard
 from lethe.erasers.demo.leaderboard import ALONE, FOLDER, Job, details, overview, run_job, write
 from lethe.erasers.demo.sets import CASES, demo_rows
 from lethe.erasers.demo.spread import on_processes, on_ray
 from lethe.erasers.demo.world import weights_digest
+from lethe.erasers.measure.red_team import Shows, look
 from lethe.erasers.measure.report import from_json, to_json
 from lethe.erasers.prompts import DIRECT, FAR, KINDS, NEAR
-from lethe.erasers.registry import attacks, methods
+from lethe.erasers.registry import attacks, methods, probes
+from lethe.erasers.target import Target
 
 TINY = {"paraphrase": {"tries": 1, "limit": 2}}
 
@@ -52,6 +55,31 @@ def test_the_shipped_table_is_of_this_world_and_of_every_method_and_attack() -> 
     assert {report.title for report in reports} == set(methods()) - ALONE
     assert {report.made_with.get("attack") for report in reports} - {None} == set(attacks())
     assert set(leaderboard.REDUCED) <= set(attacks())
+    page = (Path(leaderboard.__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    written, _, _ = (FOLDER / "leaderboard.md").read_text(encoding="utf-8").partition("By concept")
+    assert all(line in page for line in written.splitlines() if line.startswith("|"))
+
+
+@pytest.mark.slow
+def test_rece_holds_against_the_features_that_break_uce() -> None:
+    """What RECE is for: it erases the very features that bring the concept back through UCE's edit."""
+    from lethe.erasers.demo.gallery import Gallery
+
+    gallery = Gallery(steps=10)
+    concepts = ConceptList((CASES["red"],), lists=("demo-world",))
+    models = {}
+    for name in ("uce", "rece"):
+        method = methods()[name]
+        models[name] = gallery.erased(method.fit(gallery.task(concepts), method.spec.settings({})))
+    uce = models["uce"]
+    shows = Shows(probes()["demo_judge"], {}, CASES["red"], concepts)
+    prompts = leaderboard.prompts_of("red")
+    target = Target(CASES["red"], prompts, uce.model, gallery.model, uce, shows)
+    attack = attacks()["derived"]
+    found = attack.run(target, attack.spec.settings({"tries": 2}))
+    broken, held = (look(target, models[name], found.cues, 4).shown.float().mean() for name in ("uce", "rece"))
+    assert float(broken) > 0.8
+    assert float(held) < 0.5
 
 
 @pytest.mark.parametrize("word", sorted(CASES))
