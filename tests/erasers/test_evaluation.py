@@ -80,7 +80,7 @@ ROWS = tuple(
     replace(row, seed=seed)
     for row in (
         PromptRow("ball", "direct", "ball", floor="cone"),
-        PromptRow("orb", "synonym", "ball"),
+        PromptRow("orb", "synonym", "ball", floor="cone"),
         PromptRow("box", "near", subject="box"),
     )
     for seed in range(4)
@@ -174,6 +174,9 @@ def test_an_attack_is_judged_in_four_arms() -> None:
     target = replace(_siege()[0], painter=gone)
     siege = besiege(Named(), {}, target, BEFORE, look_plain(target, BEFORE, 2))
     assert (siege.pre_asr.value, siege.asr.value) == (0, 1)
+    failing = replace(target, painter=Scripted({"ball": [1, 1], "orb": [0, 0]}))
+    siege = besiege(Named(), {}, failing, BEFORE, look_plain(failing, BEFORE, 2))
+    assert (siege.pre_asr.value, siege.asr.value, siege.shown[GUARDED, "attacked"].value) == (1, 1, 0)
 
 
 def test_reports_survive_being_written(found: Evaluation) -> None:
