@@ -47,7 +47,7 @@ class Lpips:
         path, url = _weights()
         if path.is_file():
             return ""
-        return f"Put torchvision's AlexNet weights, {url}, into the folder '{path.parent}'."
+        return f"Put torchvision's AlexNet weights, {url}, into torch.hub's folder 'checkpoints' (torch.hub.get_dir())."
 
     def look(self, view: View, settings: Mapping[str, Value]) -> dict[str, Tensor]:
         """`lpips`, `[n]` float32; 0 where pictures are equal.
