@@ -109,14 +109,13 @@ class DiffusersModel:
         """Draw one latent per shot, `[n, c, h, w]`, in batches of those that differ only in sources and seeds."""
         found = torch.empty(len(shots), *self._shape())
         empty = self.context([""])
-        for group in alike(shots):
-            for places in (group[i : i + _BATCH] for i in range(0, len(group), _BATCH)):
-                chosen = [shots[place] for place in places]
-                columns = zip(*(shot.cue.parts for shot in chosen), strict=True)
-                parts = [(column[0][0], self._features([source for _, source in column])) for column in columns]
-                noise = [torch.randn(self._shape(), generator=torch.Generator().manual_seed(s.seed)) for s in chosen]
-                own = cfg if chosen[0].cfg is None else chosen[0].cfg
-                found[places] = self._sample(torch.stack(noise), parts, empty, steps, own)
+        for places in alike(shots, _BATCH):
+            chosen = [shots[place] for place in places]
+            columns = zip(*(shot.cue.parts for shot in chosen), strict=True)
+            parts = [(column[0][0], self._features([source for _, source in column])) for column in columns]
+            noise = [torch.randn(self._shape(), generator=torch.Generator().manual_seed(s.seed)) for s in chosen]
+            own = cfg if chosen[0].cfg is None else chosen[0].cfg
+            found[places] = self._sample(torch.stack(noise), parts, empty, steps, own)
         return found
 
     def context(self, prompts: list[str], operator: ContextOperator | None = None) -> Tensor:

@@ -85,12 +85,12 @@ class Painter(Protocol):
         ...
 
 
-def alike(shots: Sequence[Shot]) -> list[list[int]]:
-    """Places of shots that differ in their sources and seeds only, so that one batch can hold them."""
+def alike(shots: Sequence[Shot], most: int) -> list[list[int]]:
+    """Batches of at most `most`, as places of shots that differ in their sources and seeds only."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, shot in enumerate(shots):
         groups.setdefault((shot.cfg, *(weight for weight, _ in shot.cue.parts)), []).append(place)
-    return list(groups.values())
+    return [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
 
 
 def sketch(latents: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -14,11 +15,40 @@ from ..probe import View
 from ..sight import Sight
 
 Part = TypeVar("Part", Tensor, list[str])
-_BATCH = 32
+EMBEDDED_AT_ONCE = 32
 """Pictures or texts at a time: what CLIP ViT-L/14 holds beside a diffusion model on an 8 GB card."""
 
 NO_SIGHT = "Connect a CLIP vision model with its CLIP, or choose a folder that holds a whole CLIP model."
 """What a probe that needs an image encoder says where there is none."""
+
+
+class RememberedSight:
+    """A sight that does not look twice at pictures that several probes ask about in turn (fulfils `sight.Sight`).
+
+    Pictures are the same when they are the same memory; those remembered are held, so that it is not given away.
+
+    Args:
+        sight: does the looking.
+        room: batches remembered.
+    """
+
+    def __init__(self, sight: Sight, room: int) -> None:
+        self.sight = sight
+        self._known: deque[tuple[Tensor, Tensor]] = deque(maxlen=room)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        for known, found in self._known:
+            if (known.data_ptr(), known.shape, known.stride()) == (images.data_ptr(), images.shape, images.stride()):
+                return found
+        found = self.sight.embed_images(images)
+        self._known.append((images, found))
+        return found
+
+    def embed_latents(self, latents: Tensor) -> Tensor:
+        return self.sight.embed_latents(latents)
+
+    def embed_text(self, prompts: list[str]) -> Tensor:
+        return self.sight.embed_text(prompts)
 
 
 def sight_of(view: View) -> Sight:
@@ -34,7 +64,7 @@ def directions_of_pictures(sight: Sight, pictures: Tensor) -> Tensor:
     Raises:
         NumericsError: an embedding is not finite, or is zero.
     """
-    return _directions(sight.embed_images, list(pictures.split(_BATCH)), "pictures")
+    return _directions(sight.embed_images, list(pictures.split(EMBEDDED_AT_ONCE)), "pictures")
 
 
 def directions_of_texts(sight: Sight, texts: Sequence[str]) -> Tensor:
@@ -44,7 +74,9 @@ def directions_of_texts(sight: Sight, texts: Sequence[str]) -> Tensor:
         NumericsError: an embedding is not finite, or is zero.
     """
     once = list(dict.fromkeys(texts))
-    found = _directions(sight.embed_text, [once[i : i + _BATCH] for i in range(0, len(once), _BATCH)], "texts")
+    found = _directions(
+        sight.embed_text, [once[i : i + EMBEDDED_AT_ONCE] for i in range(0, len(once), EMBEDDED_AT_ONCE)], "texts"
+    )
     return found[[once.index(text) for text in texts]]
 
 

@@ -19,7 +19,7 @@ from ..spec import Value
 from ..store.album import Album
 from ..target import Track, untracked
 from .distances import frechet, kernel
-from .embedded import directions_of_pictures
+from .embedded import EMBEDDED_AT_ONCE, RememberedSight, directions_of_pictures
 from .intervals import Interval, mean, paired_rates, rate, statistic
 
 BEFORE, AFTER, FLOOR = "before", "after", "floor"
@@ -146,6 +146,10 @@ class _Seen:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        # The pictures of one batch, both arms and the floor's, in as many parts as they are embedded in.
+        self.sight = (
+            None if plan.sight is None else RememberedSight(plan.sight, 3 * (plan.batch // EMBEDDED_AT_ONCE + 1))
+        )
         self.subjects = {
             kind: tuple(dict.fromkeys(row.subject for row in plan.rows if row.kind == kind and row.subject))
             for kind in KINDS
@@ -155,7 +159,7 @@ class _Seen:
         self.lacking: dict[str, str] = {}
 
     def look(self, rows: Sequence[PromptRow], pictures: Tensor, before: Tensor, arm: str) -> None:
-        view = View(tuple(rows), pictures, before, self.plan.concepts, self.subjects, self.plan.sight)
+        view = View(tuple(rows), pictures, before, self.plan.concepts, self.subjects, self.sight)
         probe, settings = self.plan.judge
         missing = probe.lacks(view)
         if missing:
@@ -169,8 +173,8 @@ class _Seen:
                 self.lacking[other.spec.name] = reason
             else:
                 self._keep(other.look(view, own), arm)
-        if self.plan.sight is not None:
-            self.embedded[arm].append(directions_of_pictures(self.plan.sight, pictures))
+        if self.sight is not None:
+            self.embedded[arm].append(directions_of_pictures(self.sight, pictures))
 
     def _keep(self, columns: Mapping[str, Tensor], arm: str) -> None:
         for name, column in columns.items():

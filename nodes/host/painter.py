@@ -31,7 +31,7 @@ class HostPainter:
 
     def paint(self, shots: Sequence[Shot]) -> Tensor:
         found: dict[int, Tensor] = {}
-        for places in self._batches(shots):
+        for places in alike(shots, self.batch):
             pictures = self.vae.decode(self._draw([shots[place] for place in places], self.how.steps))
             found.update(zip(places, pictures[..., :3].float().cpu().movedim(-1, 1), strict=True))
         return torch.stack([found[place] for place in range(len(shots))])
@@ -43,7 +43,9 @@ class HostPainter:
 
     def sketch(self, prompts: Sequence[str]) -> Tensor:
         shots = [Shot(prompted(prompt), seed) for seed, prompt in enumerate(prompts)]
-        return sketch(torch.cat([self._draw([shots[place] for place in places], 2) for places in self._batches(shots)]))
+        return sketch(
+            torch.cat([self._draw([shots[place] for place in places], 2) for places in alike(shots, self.batch)])
+        )
 
     def conditioning(self, cue: Cue) -> list[Any]:
         """A cue as CONDITIONING, for the host's own samplers; weights that do not add up to 1 are made to."""
@@ -63,9 +65,6 @@ class HostPainter:
             words += [tower.decode(ids), f"embedding:{embedding or 'unsaved'}" if token is not None else ""]
             ids = []
         return " ".join(word for word, before in zip(words, ["", *words], strict=False) if word and word != before)
-
-    def _batches(self, shots: Sequence[Shot]) -> list[list[int]]:
-        return [group[i : i + self.batch] for group in alike(shots) for i in range(0, len(group), self.batch)]
 
     def _draw(self, shots: list[Shot], steps: int) -> Tensor:
         """Latents of shots that differ in sources and seeds only."""

@@ -67,7 +67,9 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> Non
 
 def test_shots_of_one_batch_share_weights_and_guidance() -> None:
     mixed = Shot(Cue(((2.0, "a"), (-1.0, "b"))), 0)
-    assert alike([*SHOTS, mixed, SHOTS[0], mixed]) == [[0, 1, 2, 5], [3], [4, 6]]
+    shots = [*SHOTS, mixed, SHOTS[0], mixed]
+    assert alike(shots, 10) == [[0, 1, 2, 5], [3], [4, 6]]
+    assert alike(shots, 3) == [[0, 1, 2], [5], [3], [4, 6]]
     assert mixed.cue.text == "+2*[a] -1*[b]"
     assert SHOTS[0].cue.text == "a"
     with pytest.raises(SettingError):

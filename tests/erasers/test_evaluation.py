@@ -19,6 +19,7 @@ from lethe.erasers.measure.report import Report, attack_report, evaluation_repor
 from lethe.erasers.painter import Shot, prompted
 from lethe.erasers.probe import CONCEPT, SUBJECT, View
 from lethe.erasers.prompts import PromptRow
+from lethe.erasers.registry import probes
 from lethe.erasers.spec import MethodSpec
 from lethe.erasers.target import Attack, Found, Target
 from torch import Tensor
@@ -128,6 +129,33 @@ def test_only_direct_prompts_have_their_floor_drawn() -> None:
     evaluate(Arm(BEFORE), Arm(AFTER), _plan())
     assert BEFORE.asked.count("cone") == 4
     assert len(BEFORE.asked) == 16
+
+
+class Counting:
+    """A sight of pictures by their level, and how many it was shown."""
+
+    def __init__(self) -> None:
+        self.pictures = 0
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        self.pictures += len(images)
+        return torch.stack([images.flatten(1).mean(1), torch.ones(len(images))], 1)
+
+    def embed_latents(self, latents: Tensor) -> Tensor:
+        return self.embed_images(latents)
+
+    def embed_text(self, prompts: list[str]) -> Tensor:
+        return torch.ones(len(prompts), 2)
+
+
+def test_no_picture_is_embedded_twice_for_several_probes() -> None:
+    others = tuple((probes()[name], {}) for name in ("clip_score", "perceptual"))
+    counting = Counting()
+    found = evaluate(Arm(BEFORE), Arm(AFTER), _plan(sight=counting, others=others))
+    assert counting.pictures == 2 * len(ROWS)
+    assert found.columns["perceptual"]["kept prompts"][1].value > 0
+    fresh = evaluate(Arm(BEFORE), Arm(AFTER), _plan(sight=counting, others=others, batch=len(ROWS)))
+    assert fresh.columns == found.columns
 
 
 def test_what_a_probe_lacks_is_said() -> None:
