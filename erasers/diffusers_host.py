@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 
 from .algebra.hooks import Output, hooked
 from .errors import FamilyError, SettingError
+from .learn.checkpoint import checkpointed
+from .learn.space import EPS, V, wide
 from .model import TextTower, Token, is_vector
 from .painter import Shot, Source, Spelling, alike
 from .registry import families
@@ -140,6 +144,58 @@ class DiffusersModel:
             return said
         unsaid = self.unet(x, time, self._edited(self.context([""]).expand_as(context))).sample
         return unsaid + cfg * (said - unsaid)
+
+    def prediction(self) -> str:
+        kinds = {"epsilon": EPS, "v_prediction": V}
+        kind = self.scheduler.config["prediction_type"]
+        if kind not in kinds:
+            raise FamilyError(f"This scheduler predicts {kind}.", f"Use one that predicts {' or '.join(kinds)}.")
+        return kinds[kind]
+
+    def level(self, percent: Tensor) -> Tensor:
+        time = (1 - percent) * (len(self._levels) - 1)
+        low = time.floor().long()
+        return torch.lerp(self._levels[low], self._levels[(low + 1).clamp(max=len(self._levels) - 1)], time - low).exp()
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self._shape()
+
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @contextmanager
+    def ready(self, checkpoint: bool = False, bf16: bool = False) -> Iterator[None]:
+        parameters = [*self.unet.parameters(), *self.text_model.parameters()]
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        with ExitStack() as stack:
+            for parameter in trained:
+                parameter.requires_grad_(False)
+                stack.callback(parameter.requires_grad_, True)
+            if checkpoint:
+                stack.enter_context(checkpointed(self.unet))
+            device = self.unet.device.type
+            stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16 or self.autocast))
+            yield
+
+    def predict(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
+        device, dtype = self.unet.device, self.unet.dtype
+        scaled = (x / (1 + wide(sigma, x) ** 2).sqrt()).to(device, dtype)
+        said = self.unet(scaled, self._time(sigma).to(device), self._edited(context).to(device, dtype)).sample
+        return said.float().cpu()
+
+    @cached_property
+    def _levels(self) -> Tensor:
+        """The logarithm of sigma at every time, rising, `[t]`."""
+        alphas = self.scheduler.alphas_cumprod
+        return ((1 - alphas) / alphas).sqrt().log()
+
+    def _time(self, sigma: Tensor) -> Tensor:
+        """The time, between whole ones too, that belongs to levels `[n]`; the reverse of `level`."""
+        log = sigma.log()
+        high = torch.searchsorted(self._levels, log).clamp(1, len(self._levels) - 1)
+        low = high - 1
+        share = (log - self._levels[low]) / (self._levels[high] - self._levels[low])
+        return (low + share.clamp(0, 1)).to(torch.float32)
 
     def _edited(self, context: Tensor) -> Tensor:
         """Text features as the UNet is given them."""

@@ -63,3 +63,9 @@ class HostError(LetheError):
     """A host that work was sent to is missing, does not answer, or failed."""
 
     __module__ = "lethe"
+
+
+class TrainingError(LetheError):
+    """Training cannot go on: its loss is not finite from the start, or a state to go on from does not fit."""
+
+    __module__ = "lethe"

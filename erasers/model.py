@@ -7,9 +7,11 @@ denoisers, without a prefix; text encoders are named by their stream: `clip_l.te
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from .errors import ConceptError
@@ -125,6 +127,44 @@ class Model(Protocol):
             percent: how far sampling has come, 0 (all noise) to 1; one for all, or `[n]`.
             context: `[n, tokens, d]`, as it leaves the text encoder.
             cfg: guidance scale against the empty prompt; 1 is the prediction for `context` alone.
+        """
+        ...
+
+    def prediction(self) -> str:
+        """What the denoiser predicts: `learn.space.EPS`, `V` or `FLOW`."""
+        ...
+
+    def level(self, percent: Tensor) -> Tensor:
+        """The noise level sigma at which sampling is so far on, `[n]` for percents `[n]` from 0 (all noise) to 1."""
+        ...
+
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, `(c, h, w)`, of a picture of the family's usual size."""
+        ...
+
+    def device(self) -> torch.device:
+        """Where the denoiser computes."""
+        ...
+
+    def ready(self, checkpoint: bool = False, bf16: bool = False) -> AbstractContextManager[None]:
+        """Keep the model loaded, so that `predict` can be called, with or without gradients, while the block runs.
+
+        Args:
+            checkpoint: blocks run a second time for their gradients, instead of keeping what they need for them.
+            bf16: compute in bfloat16 where the model's own type is wider.
+        """
+        ...
+
+    def predict(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """The denoiser's own prediction, with gradients where they are switched on; only inside `ready`.
+
+        Erasers that the model carries take part; what acts in the guidance does not.
+
+        Args:
+            x: `[n, c, h, w]` in units of sigma (learn/space.py).
+            sigma: `[n]`.
+            context: `[n, tokens, d]`, as it leaves the text encoder.
+            pooled: `[n, p]`, for families that read pooled features.
         """
         ...
 

@@ -1,7 +1,7 @@
-"""Finds what the pack offers: every file in `methods/`, `attacks/`, `probes/` and `families/` that carries an entry.
+"""Finds what the pack offers: every file in `methods/`, `recipes/`, `attacks/`, `probes/` and `families/` with an entry.
 
-A method file defines `METHOD`, an attack file `ATTACK`, a probe file `PROBE`, a family file `FAMILY`. There is no
-list to edit.
+A method file defines `METHOD`, a recipe file `RECIPE`, an attack file `ATTACK`, a probe file `PROBE`, a family file
+`FAMILY`. There is no list to edit.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from .errors import SettingError
+from .learn.plan import Plan, Schedule
 from .probe import Probe
 from .result import Eraser
 from .sites import Family
@@ -34,10 +35,37 @@ class Method(Protocol):
         ...
 
 
+class TrainingRecipe(Protocol):
+    """A published way to train an eraser, as blocks of `learn/`.
+
+    Attributes:
+        schedule: as published.
+        small: for the demo world, whose model is a hundred times smaller and learns at other rates.
+    """
+
+    spec: MethodSpec
+    schedule: Schedule
+    small: Schedule
+
+    def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
+        """The blocks for a task, with checked settings (`spec.settings`).
+
+        Raises:
+            LetheError: the task lacks something that the recipe needs.
+        """
+        ...
+
+
 @cache
 def methods() -> Mapping[str, Method]:
     """Every method by name."""
     return MappingProxyType({entry.spec.name: entry for entry in _entries("methods", "METHOD")})
+
+
+@cache
+def recipes() -> Mapping[str, TrainingRecipe]:
+    """Every training recipe by name."""
+    return MappingProxyType({entry.spec.name: entry for entry in _entries("recipes", "RECIPE")})
 
 
 @cache
@@ -61,6 +89,11 @@ def probes() -> Mapping[str, Probe]:
 def method_named(name: str | None) -> Method:
     """Look a method up; SettingError names those that exist."""
     return _named("method", name, methods())
+
+
+def recipe_named(name: str | None) -> TrainingRecipe:
+    """Look a training recipe up; SettingError names those that exist."""
+    return _named("recipe", name, recipes())
 
 
 def attack_named(name: str | None) -> Attack:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+from ..kernels.reference.bottleneck import bottleneck
 from ..kernels.reference.low_rank import add_low_rank
 from .errors import FamilyError, NumericsError
 from .sites import Family
@@ -108,7 +109,9 @@ class ContextOperator:
 
 @dataclass(frozen=True)
 class WeightEdit:
-    """A change of one weight matrix, W -> W + s * D, in low-rank, dense or sparse form.
+    """A change of one weight, W -> W + s * D, in low-rank, dense or sparse form.
+
+    A convolution's weight counts as a matrix `[o, d]` with its kernel's places among the columns.
 
     Attributes:
         down: `[r, d]` float, or None.
@@ -148,10 +151,11 @@ class WeightEdit:
         return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
+        flat = (shape[0], math.prod(shape[1:])) if shape else ()
         if self.up is not None and self.down is not None:
-            return (len(self.up), self.down.shape[1]) == tuple(shape)
+            return (len(self.up), self.down.shape[1]) == flat
         if self.dense is not None:
-            return tuple(self.dense.shape) == tuple(shape)
+            return tuple(self.dense.shape) == flat
         assert self.indices is not None
         return len(self.indices) == 0 or int(self.indices.max()) < math.prod(shape)
 
@@ -164,15 +168,56 @@ class WeightEdit:
             )
 
     def delta(self, shape: tuple[int, ...]) -> Tensor:
-        """D as a dense `[o, d]` tensor for a weight of this shape; FamilyError if it does not fit."""
+        """D as a dense tensor of a weight's shape; FamilyError if it does not fit."""
         self.check_shape(shape)
         if self.up is not None and self.down is not None:
-            return self.up @ self.down
+            return (self.up @ self.down).reshape(shape)
         if self.dense is not None:
-            return self.dense
+            return self.dense.reshape(shape)
         assert self.indices is not None
         assert self.values is not None
         return self.values.new_zeros(math.prod(shape)).index_add_(0, self.indices, self.values).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """A small network beside a layer: its output x becomes x + s * (up gelu(down x + down_bias) + up_bias).
+
+    Attributes:
+        down: `[r, c]` float.
+        down_bias: `[r]`.
+        up: `[c, r]`.
+        up_bias: `[c]`.
+    """
+
+    down: Tensor
+    down_bias: Tensor
+    up: Tensor
+    up_bias: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        rank, width = shapes["down"] if len(shapes["down"]) == 2 else (0, 0)
+        wanted = {"down": (rank, width), "down_bias": (rank,), "up": (width, rank), "up_bias": (width,)}
+        if shapes != wanted:
+            raise NumericsError(
+                f"A bottleneck cannot have tensors of shapes {shapes}.",
+                "It needs down [r, c], down_bias [r], up [c, r] and up_bias [c].",
+            )
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in self.tensors().values()):
+            raise NumericsError("A bottleneck holds values that are not finite.", "Make the eraser again.")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to(self, device: torch.device) -> Bottleneck:
+        """A copy on a device."""
+        return Bottleneck(**{name: tensor.to(device, copy=True) for name, tensor in self.tensors().items()})
+
+    def apply(self, x: Tensor, strength: float = 1.0) -> Tensor:
+        """Features `[..., c]` with what the network adds to them."""
+        return x + strength * bottleneck(x, **self.tensors())
 
 
 @dataclass(frozen=True)
@@ -217,15 +262,19 @@ class Eraser:
             of their own.
         adapters: edits of the denoiser's weights, by parameter name.
         text_encoder: edits of the text encoders' weights, by stream and parameter name.
+        modules: small networks beside layers of the denoiser, by module name.
+        training: what training needs to go on from here, by name; empty for a finished eraser.
     """
 
     recipe: Recipe
     context: Mapping[str, ContextOperator] = field(default_factory=dict)
     adapters: Mapping[str, WeightEdit] = field(default_factory=dict)
     text_encoder: Mapping[str, WeightEdit] = field(default_factory=dict)
+    modules: Mapping[str, Bottleneck] = field(default_factory=dict)
+    training: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not (self.context or self.adapters or self.text_encoder):
+        if not (self.context or self.adapters or self.text_encoder or self.modules):
             raise NumericsError("The eraser changes nothing.", "No place to erase from was found; check the settings.")
 
     def check_family(self, family: Family) -> None:

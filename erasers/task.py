@@ -42,7 +42,7 @@ Encode = Callable[[list[str]], list[EncodedPrompt]]
 
 @dataclass(frozen=True)
 class Task:
-    """Everything a closed-form method may need.
+    """Everything a method or a training recipe may need.
 
     Attributes:
         concepts: what to erase and what to preserve.
@@ -55,6 +55,8 @@ class Task:
             not undo an earlier one.
         pooled: whether the pooled features are edited as well.
         sight: sees what the model draws; None where no image encoder is at hand.
+        pictures: latents `[n, c, h, w]` of pictures of the concept that the user gave, or None.
+        regions: where in each the concept is, `[n, h, w]` in 0..1 at the latents' size, or None.
     """
 
     concepts: ConceptList
@@ -66,6 +68,8 @@ class Task:
     earlier: tuple[Eraser, ...] = ()
     pooled: bool = False
     sight: Sight | None = None
+    pictures: Tensor | None = None
+    regions: Tensor | None = None
 
     def loaded(self) -> Model:
         """The model; FamilyError where the task has none."""

@@ -1,8 +1,9 @@
 """Eraser files: one safetensors file per eraser, its recipe as JSON in the header.
 
 Tensor names are `<part>.<owner>.<tensor>`: the part `context` holds operators by text-encoder stream,
-`adapters` and `text_encoder` hold edits of weights by parameter name. A reader refuses what it does
-not know instead of loading half of it.
+`adapters` and `text_encoder` hold edits of weights by parameter name, `modules` small networks by the layer
+they stand beside. `training.<name>` is what training needs to go on. A reader refuses what it does not know
+instead of loading half of it.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import EraserFileError, LetheError
-from ..result import ContextOperator, Eraser, Recipe, WeightEdit
+from ..result import Bottleneck, ContextOperator, Eraser, Recipe, WeightEdit
 from .atomic import write_bytes
 
 FORMAT, VERSION = "lethe-eraser", 1
-PARTS: dict[str, type[ContextOperator] | type[WeightEdit]] = {
+PARTS: dict[str, type[ContextOperator] | type[WeightEdit] | type[Bottleneck]] = {
     "context": ContextOperator,
     "adapters": WeightEdit,
     "text_encoder": WeightEdit,
+    "modules": Bottleneck,
 }
+TRAINING = "training"
 
 
 def save_eraser(eraser: Eraser, path: Path) -> None:
@@ -42,6 +45,7 @@ def save_eraser(eraser: Eraser, path: Path) -> None:
         for owner, entry in getattr(eraser, part).items()
         for name, tensor in entry.tensors().items()
     }
+    tensors |= {f"{TRAINING}.{name}": tensor.detach().cpu().clone() for name, tensor in eraser.training.items()}
     header = {"format": FORMAT, "format_version": str(VERSION), "recipe": json.dumps(asdict(eraser.recipe))}
     write_bytes(path, save(tensors, metadata=header))
 
@@ -63,14 +67,19 @@ def load_eraser(path: Path) -> Eraser:
             f"'{path}' cannot be read as a safetensors file: {error}.", "It may be cut short or renamed; copy it again."
         ) from error
     recipe = _read_recipe(path, header.get("recipe", ""))
+    training = {name: tensors.pop(f"{TRAINING}.{name}") for name in _names_of(TRAINING, tensors)}
     parts = _group(path, tensors)
     try:
         found: dict[str, Any] = {
             part: {owner: PARTS[part](**entry) for owner, entry in owners.items()} for part, owners in parts.items()
         }
-        return Eraser(recipe, **found)
+        return Eraser(recipe, **found, training=training)
     except LetheError as error:
         raise EraserFileError(f"'{path}' holds a broken edit: {error.problem}", "Make the eraser again.") from error
+
+
+def _names_of(part: str, tensors: Mapping[str, Tensor]) -> list[str]:
+    return [name.removeprefix(f"{part}.") for name in tensors if name.startswith(f"{part}.")]
 
 
 def _check_format(path: Path, header: Mapping[str, str]) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 
 import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -16,6 +20,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...erasers.errors import FamilyError
+from ...erasers.learn.checkpoint import checkpointed
+from ...erasers.learn.space import EPS, FLOW, V, own_space
 from ...erasers.model import TextTower, Token
 from ...erasers.result import ContextOperator
 from .conditioning import end_token, token_ids
@@ -24,6 +30,7 @@ from .runtime import each
 from .sampling import encode_prompt, prompts_at_once
 from .sites import HostSites, model_sites
 
+_NOT_TRAINED = (comfy.model_sampling.X0, comfy.model_sampling.EDM, comfy.model_sampling.IMG_TO_IMG_FLOW)
 _BATCH = 8
 """Pictures drawn at a time: few enough for the memory that one at full size leaves."""
 
@@ -147,6 +154,51 @@ class HostModel:
             seed=0,
         )
         return ((x - look.denoised) / wide).float().cpu()
+
+    def prediction(self) -> str:
+        known = {comfy.model_sampling.CONST: FLOW, comfy.model_sampling.V_PREDICTION: V, comfy.model_sampling.EPS: EPS}
+        sampling = self.patcher.get_model_object("model_sampling")
+        for base, kind in known.items():
+            if isinstance(sampling, base) and not isinstance(sampling, _NOT_TRAINED):
+                return kind
+        raise FamilyError(f"{type(sampling).__mro__[2].__name__} predictions cannot be trained.", "Use another model.")
+
+    def level(self, percent: Tensor) -> Tensor:
+        sampling = self.patcher.get_model_object("model_sampling")
+        highest = float(sampling.sigma_max)
+        return torch.tensor([min(float(sampling.percent_to_sigma(p)), highest) for p in percent.tolist()])
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = self.found.family.pixels // 8
+        return self.patcher.model.latent_format.latent_channels, side, side
+
+    def device(self) -> torch.device:
+        return self.patcher.load_device
+
+    @contextmanager
+    def ready(self, checkpoint: bool = False, bf16: bool = False) -> Iterator[None]:
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        denoiser = self.patcher.model.diffusion_model
+        _ordinary(self.patcher.model)
+        with ExitStack() as stack:
+            if checkpoint:
+                stack.enter_context(checkpointed(denoiser))
+            stack.enter_context(torch.autocast(self.patcher.load_device.type, torch.bfloat16, enabled=bf16))
+            yield
+
+    def predict(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
+        model, device = self.patcher.model, self.patcher.load_device
+        x, sigma = x.to(device), sigma.to(device)
+        size = {"width": x.shape[-1] * 8, "height": x.shape[-2] * 8}
+        given = {"cross_attn": context.to(device), "pooled_output": pooled, "prompt_type": "positive"}
+        conds = model.extra_conds(device=device, noise=x, latent_image=torch.zeros_like(x), **size, **given)
+        found = {name: cond.process_cond(batch_size=len(x), area=None).cond for name, cond in conds.items()}
+        options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)["transformer_options"]
+        wrappers = options.setdefault("wrappers", {})
+        comfy.patcher_extension.merge_nested_dicts(wrappers, self.patcher.wrappers, copy_dict1=False)
+        options |= {"cond_or_uncond": [0], "sigmas": sigma}
+        denoised = model.apply_model(x, sigma, transformer_options=options, **found)
+        return own_space(self.prediction(), x, sigma, denoised).float().cpu()
 
 
 class _OneLook(comfy.samplers.Sampler):

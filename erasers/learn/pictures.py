@@ -1,0 +1,91 @@
+"""Latents of pictures with fresh noise: pictures that the user gave, or that the untouched model drew once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .moment import CONCEPT, MAIN, NULL, Latents, Scene
+from .rollout import levels, roll
+from .run import Run
+from .space import mixed
+
+_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Clean:
+    """Clean latents `[p, c, h, w]` with a scene each, and regions `[p, h, w]` or None."""
+
+    latents: Tensor
+    scenes: tuple[Scene, ...]
+    regions: Tensor | None = None
+
+
+Law = Callable[[int, torch.Generator], Tensor]
+"""Draws how far sampling has come, `[n]` in 0 (all noise) to 1, for n pictures."""
+
+
+def evenly(count: int, generator: torch.Generator) -> Tensor:
+    """Every time alike."""
+    return torch.rand(count, generator=generator)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of each scene's `role`, noised anew at every draw.
+
+    Attributes:
+        scenes: the prompts; pictures take them in turn.
+        role: what the pictures show.
+        name: of the latents.
+        count: pictures that are drawn where the user gave none.
+        steps, cfg: to draw them with.
+        law: of the times.
+        given: whether the user's pictures are used where there are any; they show the concept.
+    """
+
+    scenes: tuple[Scene, ...]
+    role: str = CONCEPT
+    name: str = MAIN
+    count: int = 16
+    steps: int = 25
+    cfg: float = 6.0
+    law: Law = evenly
+    given: bool = False
+
+    def draw(self, run: Run, rows: int) -> Mapping[str, Latents]:
+        clean = self.clean(run)
+        chosen = torch.randint(len(clean.latents), (rows,), generator=run.generator)
+        latents = clean.latents[chosen]
+        noise = torch.randn(latents.shape, generator=run.generator)
+        sigma = run.model.level(self.law(rows, run.generator))
+        x = mixed(run.model.prediction(), latents, noise, sigma)
+        regions = None if clean.regions is None else clean.regions[chosen]
+        scenes = tuple(clean.scenes[i] for i in chosen.tolist())
+        return {self.name: Latents(x, sigma, scenes, latents, noise, regions=regions)}
+
+    def clean(self, run: Run) -> Clean:
+        """The pictures themselves; drawn at the first call."""
+        return run.once(self, lambda: self._clean(run))
+
+    def _clean(self, run: Run) -> Clean:
+        task = run.task
+        if self.given and task.pictures is not None:
+            scenes = tuple(self.scenes[i % len(self.scenes)] for i in range(len(task.pictures)))
+            return Clean(task.pictures, scenes, task.regions)
+        scenes = tuple(self.scenes[i % len(self.scenes)] for i in range(self.count))
+        generator = run.fork(f"pictures {self.name} {self.role}")
+        noise = torch.randn(self.count, *run.model.latent_shape(), generator=generator)
+        sigmas = levels(run.model, self.steps)
+        parts = []
+        for start in range(0, self.count, _ROWS):
+            some = scenes[start : start + _ROWS]
+            said = run.features([scene[self.role] for scene in some])
+            unsaid = run.features([scene.get(NULL, "") for scene in some])
+            x = noise[start : start + _ROWS] * sigmas[0]
+            parts.append(roll(run.model, run.teacher, x, sigmas, said, unsaid, self.cfg))
+        return Clean(torch.cat(parts), scenes)

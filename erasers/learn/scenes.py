@@ -1,0 +1,54 @@
+"""The prompts of a training, by role."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..algebra.context import TEMPLATES
+from ..concepts import Concept
+from ..errors import ConceptError
+from ..task import Task
+from .moment import ANCHOR, CONCEPT, NULL, Scene
+
+
+def concept_scenes(task: Task, templates: str) -> tuple[Scene, ...]:
+    """Every name of every concept in every sentence of a set, beside its replacement in it.
+
+    A concept without a replacement has the empty prompt for an anchor.
+
+    Raises:
+        ConceptError: there is nothing to erase, or the text encoder reads nothing in a name.
+    """
+    if not task.concepts.erase:
+        raise ConceptError("There is no concept to erase.", "Connect a 'Concept to Erase' node.")
+    for concept in task.concepts.erase:
+        _check(task, concept)
+    return tuple(
+        scene(frame.format(name), frame.format(concept.replacement) if concept.replacement else "")
+        for concept in task.concepts.erase
+        for name in concept.names
+        for frame in TEMPLATES[templates]
+    )
+
+
+def scene(concept: str, anchor: str = "") -> Scene:
+    """A scene of what is erased and what stands for it."""
+    return {NULL: "", CONCEPT: concept, ANCHOR: anchor}
+
+
+def kept_scenes(task: Task) -> tuple[Scene, ...]:
+    """A scene for each prompt to hold, which plays the concept's role in it: for latents of its own."""
+    return tuple(scene(prompt, prompt) for prompt in held_prompts(task))
+
+
+def held_prompts(task: Task) -> Sequence[str]:
+    """The prompts to hold: preserved ones and what was erased before, without the empty one where there are others."""
+    return [prompt for prompt in task.held if prompt] or [""]
+
+
+def _check(task: Task, concept: Concept) -> None:
+    for prompt in task.encode(list(concept.names)):
+        if prompt.last < 1:
+            raise ConceptError(
+                f"'{prompt.text}' has no token that the text encoder knows.", "Name the concept in words of its language."
+            )

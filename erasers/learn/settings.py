@@ -1,0 +1,113 @@
+"""Settings that several recipes have in common, under one name and meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..algebra.context import TEMPLATES
+from ..spec import Parameter, Value
+from .moment import STUDENT, TEACHER, Scene
+from .rollout import Rollout
+
+KEPT, FRESH = "kept", "fresh"
+STUDENT_FRESH = "fresh, student"
+
+
+def where(default: str, choices: tuple[str, ...], published: str) -> Parameter:
+    """The layers that are trained."""
+    return Parameter(
+        "sites",
+        default,
+        "The layers that are trained: cross-attention (cross), its keys and values (cross-kv), everything but "
+        "cross-attention (not-cross), self-attention (self), that and cross-attention's queries (self+q), all of the "
+        f"transformer blocks (blocks), their feed-forward layers (ff), everything (all). {published}",
+        choices=choices,
+    )
+
+
+def eta(default: float, published: str) -> Parameter:
+    """Strength of the negative guidance in the target."""
+    return Parameter(
+        "eta",
+        default,
+        "How far the target is pushed away from the concept, as a guidance scale, 0 to 20. "
+        f"Start at {default:g}; {published}. Higher erases more and bends more.",
+        maximum=20.0,
+        step=0.1,
+    )
+
+
+def templates(default: str = "none") -> Parameter:
+    """Sentences a concept is erased in."""
+    return Parameter(
+        "templates",
+        default,
+        "Sentences the concept is also erased in: none, or those for objects and people, for art styles, or for "
+        "attributes such as a colour.",
+        choices=tuple(TEMPLATES),
+    )
+
+
+def cfg(default: float) -> Parameter:
+    """Guidance of the rollouts."""
+    return Parameter(
+        "cfg",
+        default,
+        f"Guidance scale of the rollouts that give the latents, 1 to 30; {default:g} as published.",
+        minimum=1.0,
+        maximum=30.0,
+        step=0.1,
+        advanced=True,
+    )
+
+
+def sampling_steps(default: int) -> Parameter:
+    """Steps of a whole rollout."""
+    return Parameter(
+        "sampling_steps",
+        default,
+        f"Sampler steps of a whole rollout, 2 to 1000; {default} as published.",
+        minimum=2,
+        maximum=1000,
+        step=1,
+        unit="steps",
+        advanced=True,
+    )
+
+
+def latents(published: str) -> Parameter:
+    """Where latents come from."""
+    return Parameter(
+        "latents",
+        KEPT,
+        "Where the latents come from: whole trajectories of the untouched model that are kept and drawn from (kept; "
+        "about 15 times fewer predictions), a new rollout of it at each step (fresh), or of the model in training "
+        f"(fresh, student). {published}",
+        choices=(KEPT, FRESH, STUDENT_FRESH),
+    )
+
+
+def trajectories() -> Parameter:
+    """How many trajectories are kept."""
+    return Parameter(
+        "trajectories",
+        16,
+        "Trajectories that are kept where latents are kept, 1 to 1024; 16 is enough for one concept. They lie in "
+        "ordinary memory.",
+        minimum=1,
+        maximum=1024,
+        step=1,
+        unit="trajectories",
+        advanced=True,
+    )
+
+
+def rollout_of(
+    settings: Mapping[str, Value], scenes: tuple[Scene, ...], zones: Mapping[str, tuple[float, float]] | None = None
+) -> Rollout:
+    """The rollout that `latents`, `cfg`, `sampling_steps` and `trajectories` describe."""
+    who = STUDENT if settings["latents"] == STUDENT_FRESH else TEACHER
+    kept = int(settings["trajectories"]) if settings["latents"] == KEPT else 0
+    return Rollout(
+        scenes, float(settings["cfg"]), int(settings["sampling_steps"]), who=who, kept=kept, zones=zones
+    )

@@ -1,0 +1,45 @@
+"""What a model predicts, and how its predictions, clean latents and noise turn into each other.
+
+Latents are in the units of their noise level sigma, as hosts sample in: x = x0 + sigma * noise for "eps" and "v",
+x = (1 - sigma) * x0 + sigma * noise for "flow". A target that is an affine combination of predictions with weights
+that sum to 1 is the same in every space; only the size of the error differs, and it is taken in the model's own.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+EPS, V, FLOW = "eps", "v", "flow"
+
+
+def own_space(kind: str, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
+    """The prediction in the model's own space that belongs to a denoised latent.
+
+    Args:
+        kind: EPS, V or FLOW.
+        x, denoised: `[n, c, h, w]`.
+        sigma: `[n]`.
+    """
+    s = wide(sigma, x)
+    if kind == V:
+        return (x / (1 + s**2) - denoised) * (1 + s**2).sqrt() / s
+    return (x - denoised) / s
+
+
+def denoised_from(kind: str, x: Tensor, sigma: Tensor, own: Tensor) -> Tensor:
+    """The denoised latent that belongs to a prediction in the model's own space; `own_space` turned round."""
+    s = wide(sigma, x)
+    if kind == V:
+        return x / (1 + s**2) - own * s / (1 + s**2).sqrt()
+    return x - own * s
+
+
+def mixed(kind: str, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Clean latents with noise mixed in at level sigma `[n]`."""
+    s = wide(sigma, clean)
+    return clean * (1 - s if kind == FLOW else 1) + noise * s
+
+
+def wide(sigma: Tensor, like: Tensor) -> Tensor:
+    """Levels `[n]` as `[n, 1, ...]`, to go with `like`."""
+    return sigma.to(like).view(-1, *[1] * (like.ndim - 1))

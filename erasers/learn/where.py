@@ -1,0 +1,61 @@
+"""Which layers of a denoiser a recipe trains, by the names that the literature uses.
+
+Linear and convolution layers count; their biases, norms and embeddings stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import nn
+
+from ..errors import FamilyError
+from ..model import Model
+
+CROSS, KEYS_VALUES, NOT_CROSS, SELF, SELF_AND_QUERY = "cross", "cross-kv", "not-cross", "self", "self+q"
+BLOCKS, FEED_FORWARD, ALL = "blocks", "ff", "all"
+PATTERNS = {
+    CROSS: r"\.attn2\.",
+    KEYS_VALUES: r"\.attn2\.to_[kv]$",
+    NOT_CROSS: r"^(?!.*\.attn2\.)(?!time_embedding|class_embedding|add_embedding|conv_out)",
+    SELF: r"\.attn1\.",
+    SELF_AND_QUERY: r"\.attn1\.|\.attn2\.to_q$",
+    BLOCKS: r"attentions\.\d+\.",
+    FEED_FORWARD: r"\.ff\.net\.",
+    ALL: r"",
+}
+"""Patterns over the names of modules: cross-attention, its keys and values, everything but it (and but the time
+embedding and the output head), self-attention, that and the cross-attention's queries, transformer blocks with their
+projections, feed-forward layers, everything."""
+TEXT_ALL, TEXT_FEW = "all", "mlp + last attention"
+TEXT_PATTERNS = {TEXT_ALL: r"\.encoder\.layers\.", TEXT_FEW: r"\.mlp\.fc[12]$|\.layers\.{last}\.self_attn\."}
+
+
+def denoiser_layers(model: Model, where: str) -> dict[str, nn.Module]:
+    """The denoiser's layers that `where`, a key of `PATTERNS`, selects, by name.
+
+    Raises:
+        FamilyError: there are none.
+    """
+    return _layers(model.modules(PATTERNS[where]), where)
+
+
+def text_layers(model: Model, where: str) -> dict[str, nn.Module]:
+    """The text encoder's layers that `where`, a key of `TEXT_PATTERNS`, selects, as `stream.name`.
+
+    Raises:
+        FamilyError: there are none, or the model has more than one text encoder.
+    """
+    tower = model.tower()
+    modules = dict(tower.module.named_modules())
+    depth = max((int(found[1]) for name in modules if (found := re.search(r"\.layers\.(\d+)\.", name))), default=0)
+    pattern = TEXT_PATTERNS[where].replace("{last}", str(depth))
+    return _layers({f"{tower.stream}.{name}": m for name, m in modules.items() if re.search(pattern, name)}, where)
+
+
+def _layers(modules: Mapping[str, nn.Module], where: str) -> dict[str, nn.Module]:
+    found = {name: module for name, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d)}
+    if not found:
+        raise FamilyError(f"This model has no layers of the kind '{where}' to train.", "Choose other layers.")
+    return found
