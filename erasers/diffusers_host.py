@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .algebra.hooks import Output, hooked
+from .algebra.hooks import Hook, Output, hooked, states_of
 from .errors import FamilyError, SettingError
 from .learn.checkpoint import checkpointed
 from .learn.space import EPS, V, wide
 from .model import TextTower, Token, is_vector
 from .painter import Shot, Source, Spelling, alike
 from .registry import families
-from .result import ContextOperator, Eraser
+from .result import Bottleneck, ContextOperator, Eraser
 from .sites import Family, Site, find_sites, pooled_site
 from .task import Encode, EncodedPrompt, remembering
 
@@ -294,6 +294,27 @@ def write_eraser(unet: nn.Module, eraser: Eraser, strength: float = 1.0, context
             found = found + strength * eraser.adapters[name].delta(shapes[name])
         edited[name] = found.to(parameters[name].dtype)
     return edited
+
+
+def attach_modules(unet: nn.Module, eraser: Eraser, strength: float = 1.0) -> list[Any]:
+    """Put an eraser's small networks beside the layers of `unet`, by forward hooks.
+
+    Returns:
+        The hooks' handles; `remove` takes each away.
+
+    Raises:
+        FamilyError: the model has no such layer.
+    """
+    layers = dict(unet.named_modules())
+    missing = sorted(f"{name}.to_out.0" for name in eraser.modules if f"{name}.to_out.0" not in layers)
+    if missing:
+        raise FamilyError(f"The model has no layer '{missing[0]}'.", "Load the model that the eraser was made for.")
+
+    def beside(own: Bottleneck) -> Hook:
+        return lambda _module, _args, output: own.to(states_of(output).device).apply(states_of(output), strength)
+
+    placed = [(layers[f"{name}.to_out.0"], beside(own)) for name, own in eraser.modules.items()]
+    return [layer.register_forward_hook(hook) for layer, hook in placed]
 
 
 @torch.no_grad()

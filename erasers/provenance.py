@@ -10,7 +10,7 @@ from importlib import metadata
 import torch
 from torch import Tensor
 
-from .result import Eraser, Recipe
+from .result import Bottleneck, ContextOperator, Eraser, Recipe, WeightEdit
 from .spec import Value
 from .task import Task
 
@@ -38,7 +38,12 @@ def versions() -> dict[str, str]:
 
 def eraser_fingerprint(eraser: Eraser) -> str:
     """A short hash of an eraser's tensors."""
-    parts = {"context": eraser.context, "adapters": eraser.adapters, "text_encoder": eraser.text_encoder}
+    parts: dict[str, Mapping[str, ContextOperator | WeightEdit | Bottleneck]] = {
+        "context": eraser.context,
+        "adapters": eraser.adapters,
+        "text_encoder": eraser.text_encoder,
+        "modules": eraser.modules,
+    }
     return fingerprint(
         (f"{part}.{owner}.{name}", tensor)
         for part, owners in parts.items()

@@ -1,4 +1,4 @@
-"""Finds what the pack offers: every file in `methods/`, `recipes/`, `attacks/`, `probes/` and `families/` with an entry.
+"""Finds what the pack offers: every file with an entry in `methods/`, `recipes/`, `attacks/`, `probes/`, `families/`.
 
 A method file defines `METHOD`, a recipe file `RECIPE`, an attack file `ATTACK`, a probe file `PROBE`, a family file
 `FAMILY`. There is no list to edit.

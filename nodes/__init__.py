@@ -17,6 +17,7 @@ class LetheExtension(ComfyExtension):
         from .evaluate import LetheEvaluate
         from .files import LetheLoad, LetheSave
         from .report import LetheReport
+        from .train import LetheTrain
 
         return [
             LetheDemoModel,
@@ -24,6 +25,7 @@ class LetheExtension(ComfyExtension):
             LetheConceptList,
             LethePreserve,
             LetheErase,
+            LetheTrain,
             LetheApply,
             LetheSave,
             LetheLoad,

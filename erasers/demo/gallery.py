@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..concepts import ConceptList
-from ..diffusers_host import DiffusersModel, named_tower, write_eraser, write_text_edits
+from ..diffusers_host import DiffusersModel, attach_modules, named_tower, write_eraser, write_text_edits
 from ..painter import Shot, prompted, sketch
 from ..provenance import fingerprint
 from ..result import Eraser
@@ -50,6 +50,7 @@ class Gallery:
         model = self.model
         unet, text = copy.deepcopy(model.unet), copy.deepcopy(model.text_model)
         unet.load_state_dict(write_eraser(unet, eraser, strength, context=False), strict=False)
+        attach_modules(unet, eraser, strength)
         edited = write_text_edits(text, model.family.stream, eraser, strength)
         named_tower(text).load_state_dict(edited, strict=False)
         operator = eraser.context.get(model.family.stream)

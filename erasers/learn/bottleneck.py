@@ -19,8 +19,6 @@ from ..sites import Family
 from .trainables import MODULES, Trainables, blank
 
 
-
-
 @dataclass(frozen=True)
 class Bottlenecks:
     """A bottleneck after every cross-attention of the denoiser; its last layer is zero at the start."""

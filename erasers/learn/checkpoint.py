@@ -19,7 +19,8 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
     def walk(module: nn.Module, inside: str) -> None:
         for name, child in module.named_children():
-            if inside in _LISTS and isinstance(module, nn.ModuleList) or type(child).__name__ in _CLASSES:
+            listed = inside in _LISTS and isinstance(module, nn.ModuleList)
+            if listed or type(child).__name__ in _CLASSES:
                 found.append(child)
             else:
                 walk(child, name)

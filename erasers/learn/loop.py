@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -116,6 +117,7 @@ def train(task: Task, job: Job, watch: Watch = lambda progress: False) -> Traine
         TrainingError: the loss is not finite at the first step, or the eraser to go on from does not fit.
         FamilyError: the model has no place for what the recipe trains.
     """
+    _check_resumed(task, job)
     run = Run(task, job.plan, job.schedule, job.seed, job.pulse)
     with torch.no_grad(), run.active(job.checkpoint, job.bf16):
         return _Loop(run, job, watch).go()
@@ -202,7 +204,9 @@ class _Loop:
 
         if plan.surgery is None:
             return gradient([*terms, *penalties])
-        erasing, keeping = ([t for t, own in zip(terms, plan.terms, strict=True) if own.aim == aim] for aim in (ERASE, KEEP))
+        erasing, keeping = (
+            [t for t, own in zip(terms, plan.terms, strict=True) if own.aim == aim] for aim in (ERASE, KEEP)
+        )
         return plan.surgery(gradient(erasing), gradient(keeping))
 
     @torch.no_grad()
@@ -268,10 +272,30 @@ class _Loop:
         run, job = self.run, self.job
         with run.averaged():
             parts: Mapping[str, Any] = run.trainables.parts({n: t.detach() for n, t in run.trainables.tensors.items()})
-        schedule = {"steps": run.step, "rate": job.schedule.rate, "batch": job.schedule.batch, "rank": job.schedule.rank}
+        schedule = {
+            "steps": run.step,
+            "rate": job.schedule.rate,
+            "batch": job.schedule.batch,
+            "rank": job.schedule.rank,
+        }
         recipe = recipe_of(job.name, {**job.settings, **schedule}, run.task, job.seed)
         eraser = Eraser(recipe, **parts, training=self._state() if job.keep_state else {})
         return Trained(eraser, self.losses, run.step, run.predictions, self.ended)
+
+
+def _check_resumed(task: Task, job: Job) -> None:
+    """Refuse to go on from an eraser that another recipe, other settings or other concepts made."""
+    if job.resumed is None:
+        return
+    made, wanted = job.resumed.recipe, recipe_of(job.name, job.settings, task)
+    same_settings = all(made.settings.get(name) == value for name, value in job.settings.items())
+    # What was read from a file has lists for tuples.
+    same_concepts = json.dumps(made.concepts) == json.dumps(wanted.concepts)
+    if made.method != wanted.method or not same_settings or not same_concepts:
+        raise TrainingError(
+            f"The eraser to go on from was made by '{made.method}' with other settings or concepts.",
+            "Go on with the recipe, settings and concepts that it was begun with.",
+        )
 
 
 def shortened(schedule: Schedule, steps: int, rate: float, rank: int) -> Schedule:

@@ -59,7 +59,8 @@ class Latents:
         x: `[n, c, h, w]`, without gradients.
         sigma: `[n]`, the noise level of each.
         scenes: the prompts that belong to each row.
-        clean, noise: `[n, c, h, w]` where the latents were made of them, else None.
+        clean: `[n, c, h, w]`, what noise was mixed into, or None.
+        noise: `[n, c, h, w]`, that noise, or the one that a rollout started from.
         known: the teacher's predictions for these latents by role, where making the latents gave them.
         regions: `[n, h, w]` in 0..1, where in each picture the concept is, if that is known.
     """

@@ -84,4 +84,3 @@ class Denoise:
         truth = own_space(run.model.prediction(), latents.x, latents.sigma, latents.clean)
         error = (seen[Ask(STUDENT, self.student, self.at)] - truth).square()
         return error.mean() if latents.regions is None else (error * latents.regions[:, None]).mean()
-

@@ -76,9 +76,7 @@ class Rollout:
         scenes = tuple(self.scenes[order[i % len(order)]] for i in range(self.kept))
         noise = torch.randn(self.kept, *run.model.latent_shape(), generator=generator)
         last = max(round(high * self.steps) for _, high in (self.zones or {MAIN: (0.0, 1.0)}).values()) - 1
-        parts = [
-            self._roll(run, noise[i : i + _ROWS], scenes[i : i + _ROWS], last) for i in range(0, self.kept, _ROWS)
-        ]
+        parts = [self._roll(run, noise[i : i + _ROWS], scenes[i : i + _ROWS], last) for i in range(0, self.kept, _ROWS)]
         return Path.joined(parts)
 
     def _roll(self, run: Run, noise: Tensor, scenes: tuple[Scene, ...], last: int) -> Path:
@@ -97,15 +95,16 @@ class Rollout:
             roll(run.model, look, noise * sigmas[0], sigmas[: last + 2], said, unsaid, self.cfg, keep)
         parts = {self.role: 0, self.against: 1} if self.who == TEACHER else {}
         stacked = {role: torch.stack([pair[index] for pair in known], 1) for role, index in parts.items()}
-        return Path(torch.stack(steps, 1), sigmas[: len(steps)], scenes, stacked)
+        return Path(torch.stack(steps, 1), sigmas[: len(steps)], noise, scenes, stacked)
 
 
 @dataclass(frozen=True)
 class Path:
-    """Trajectories: latents `[p, k, c, h, w]`, levels `[k]`, a scene each, and predictions by role."""
+    """Trajectories: latents `[p, k, c, h, w]`, levels `[k]`, start noise, scenes, and predictions by role."""
 
     x: Tensor
     sigmas: Tensor
+    noise: Tensor
     scenes: tuple[Scene, ...]
     known: Mapping[str, Tensor]
 
@@ -114,13 +113,14 @@ class Path:
         """Trajectories of several, one after the other."""
         known = {role: torch.cat([part.known[role] for part in parts]) for role in parts[0].known}
         scenes = tuple(scene for part in parts for scene in part.scenes)
-        return cls(torch.cat([part.x for part in parts]), parts[0].sigmas, scenes, known)
+        x, noise = (torch.cat(tensors) for tensors in zip(*((part.x, part.noise) for part in parts), strict=True))
+        return cls(x, parts[0].sigmas, noise, scenes, known)
 
     def at(self, chosen: Tensor, places: Tensor) -> Latents:
         """The latents of chosen trajectories at a place of each."""
         known = {role: tensor[chosen, places] for role, tensor in self.known.items()}
         scenes = tuple(self.scenes[i] for i in chosen.tolist())
-        return Latents(self.x[chosen, places], self.sigmas[places], scenes, known=known)
+        return Latents(self.x[chosen, places], self.sigmas[places], scenes, noise=self.noise[chosen], known=known)
 
 
 def levels(model: Model, steps: int) -> Tensor:

@@ -50,5 +50,6 @@ def _check(task: Task, concept: Concept) -> None:
     for prompt in task.encode(list(concept.names)):
         if prompt.last < 1:
             raise ConceptError(
-                f"'{prompt.text}' has no token that the text encoder knows.", "Name the concept in words of its language."
+                f"'{prompt.text}' has no token that the text encoder knows.",
+                "Name the concept in words of its language.",
             )

@@ -108,6 +108,18 @@ def rollout_of(
     """The rollout that `latents`, `cfg`, `sampling_steps` and `trajectories` describe."""
     who = STUDENT if settings["latents"] == STUDENT_FRESH else TEACHER
     kept = int(settings["trajectories"]) if settings["latents"] == KEPT else 0
-    return Rollout(
-        scenes, float(settings["cfg"]), int(settings["sampling_steps"]), who=who, kept=kept, zones=zones
+    return Rollout(scenes, float(settings["cfg"]), int(settings["sampling_steps"]), who=who, kept=kept, zones=zones)
+
+
+def pictures(default: int, published: str) -> Parameter:
+    """How many pictures are drawn to train on."""
+    return Parameter(
+        "pictures",
+        default,
+        "Pictures that the untouched model draws before training, of each kind that the recipe looks at, 1 to 10000. "
+        f"Start at {default}; {published}. Each takes a whole rollout.",
+        minimum=1,
+        maximum=10000,
+        step=1,
+        unit="pictures",
     )

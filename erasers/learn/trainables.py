@@ -1,4 +1,4 @@
-"""What is trained: tensors beside a frozen model, which acts with them as the student and without them as the teacher."""
+"""What is trained: tensors beside a frozen model, which with them is the student and without them the teacher."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def overview_chart(reports: Sequence[Report]) -> Tensor:
     Returns:
         `[1, h, w, 3]` float32 in 0..1.
     """
-    figure, axes = _figure(9.0, 5.5)
+    figure, axes = figure_of(9.0, 5.5)
     titles = list(dict.fromkeys(report.title for report in reports if report.kind == EVALUATION))
     means = {title: (_mean(title, "kept", reports), _mean(title, "erased", reports)) for title in titles}
     drawn = [title for title in titles if not any(math.isnan(mean.value) for mean in means[title])]
@@ -45,12 +45,12 @@ def overview_chart(reports: Sequence[Report]) -> Tensor:
     axes.grid(color="0.92")
     if drawn:
         figure.legend(loc="outside right upper", fontsize=9, frameon=False, handlelength=0)
-    return _pixels(figure)
+    return pixels_of(figure)
 
 
 def kinds_chart(report: Report) -> Tensor:
     """What is seen before and after by kind of prompt, with intervals; `[1, h, w, 3]` float32 in 0..1."""
-    figure, axes = _figure(7.0, 3.6)
+    figure, axes = figure_of(7.0, 3.6)
     names = [name for name in report.figures if name.endswith((", before", ", after"))]
     kinds = list(dict.fromkeys(name.rpartition(", ")[0] for name in names))
     for offset, arm, colour in ((-0.2, "before", "#8aa4c8"), (0.2, "after", "#c8553d")):
@@ -63,7 +63,7 @@ def kinds_chart(report: Report) -> Tensor:
     axes.set(ylim=(0, 1.05), ylabel="share of pictures", title=report.title)
     axes.set_xticks(range(len(kinds)), kinds, fontsize=8)
     axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
-    return _pixels(figure)
+    return pixels_of(figure)
 
 
 def comes_back(title: str, reports: Sequence[Report]) -> float:
@@ -89,15 +89,17 @@ def _bars(interval: Interval) -> list[list[float]]:
     return [[max(interval.value - interval.low, 0.0)], [max(interval.high - interval.value, 0.0)]]
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def figure_of(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    """An empty figure of a size in inches, and its axes; a row of them for more than one column."""
     need("The chart", "matplotlib")
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), dpi=_DOTS_PER_INCH, layout="constrained")
-    return figure, figure.subplots()
+    return figure, figure.subplots(1, columns)
 
 
-def _pixels(figure: Any) -> Tensor:
+def pixels_of(figure: Any) -> Tensor:
+    """A figure as a picture, `[1, h, w, 3]` float32 in 0..1."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

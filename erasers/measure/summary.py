@@ -34,7 +34,7 @@ def summarise(eraser: Eraser, task: Task) -> str:
     sites = {name: edit for name, edit in eraser.adapters.items() if name.endswith((".to_k.weight", ".to_v.weight"))}
     if sites:
         lines.append(adapter_drift(sites, task.loaded().weights(), held).summary())
-    if eraser.text_encoder or len(sites) < len(eraser.adapters):
+    if eraser.text_encoder or eraser.modules or len(sites) < len(eraser.adapters):
         lines.append("What this does to other prompts shows only in pictures: compare before and after.")
     lines.append(coincidence_note(coincidences(rows, names, targets, held)))
     return "\n".join(line for line in lines if line)
@@ -76,4 +76,6 @@ def _size(eraser: Eraser) -> str:
         parts.append(f"{len(eraser.adapters)} weights of the denoiser")
     if eraser.text_encoder:
         parts.append(f"{len(eraser.text_encoder)} weights of the text encoder")
+    if eraser.modules:
+        parts.append(f"{len(eraser.modules)} small networks beside layers of the denoiser")
     return ", ".join(parts)

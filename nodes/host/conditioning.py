@@ -26,7 +26,9 @@ def text_encoder(clip: Any, family: Family) -> Encode:
     def encode(prompts: list[str]) -> list[EncodedPrompt]:
         size = 1 if family.pooled_stream else _BATCH
         batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        return [prompt for batch in each(batches, len(batches)) for prompt in _encode(clip, batch, family)]
+        # A bar of its own is for work that takes a while; one batch belongs to whatever asks for it.
+        shown = each(batches, len(batches)) if len(batches) > 1 else batches
+        return [prompt for batch in shown for prompt in _encode(clip, batch, family)]
 
     return remembering(encode)
 

@@ -37,23 +37,28 @@ def fit_eraser(
         The eraser, and a summary of what it does to erased, preserved and earlier erased prompts.
     """
     with torch.inference_mode(False), torch.no_grad():
-        host = HostModel(model, clip)
-        sight = HostSight(host, vae, vision) if vae is not None and vision is not None else None
-        earlier = tuple(entry.eraser for entry in applied_erasers(model))
-        family = host.found.family
-        task = Task(
-            concepts,
-            family,
-            encoder_fingerprint(clip),
-            text_encoder(clip, family),
-            model=host,
-            grams=grams(),
-            earlier=earlier,
-            pooled=pooled,
-            sight=sight,
-        )
+        task = task_of(model, clip, concepts, pooled, vae, vision)
         eraser = method.fit(task, settings)
         return eraser, summarise(eraser, task)
+
+
+def task_of(
+    model: ModelPatcher, clip: Any, concepts: ConceptList, pooled: bool = False, vae: Any = None, vision: Any = None
+) -> Task:
+    """A task on a MODEL and its CLIP; not in inference mode, where gradients are wanted."""
+    host = HostModel(model, clip)
+    family = host.found.family
+    return Task(
+        concepts,
+        family,
+        encoder_fingerprint(clip),
+        text_encoder(clip, family),
+        model=host,
+        grams=grams(),
+        earlier=tuple(entry.eraser for entry in applied_erasers(model)),
+        pooled=pooled,
+        sight=HostSight(host, vae, vision) if vae is not None and vision is not None else None,
+    )
 
 
 def warn_of_other_encoder(eraser: Eraser, clip: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor
 
 from ...erasers.errors import FamilyError, SettingError
-from ...erasers.result import ContextOperator, Eraser, WeightEdit
+from ...erasers.result import Bottleneck, ContextOperator, Eraser, WeightEdit
 from ...erasers.sites import Family, pooled_site
 from .sites import HostSites, model_sites
 
@@ -58,6 +59,8 @@ def apply_to_model(model: ModelPatcher, eraser: Eraser, strength: float, form: s
     if form == WEIGHTS:
         patches |= _context_patches(model, eraser, found)
     _add(clone, patches, strength)
+    if eraser.modules:
+        clone.set_model_attn2_output_patch(_beside(eraser.modules, found, strength))
     return clone
 
 
@@ -98,6 +101,35 @@ def effective_weight(patcher: ModelPatcher, key: str) -> Tensor:
     if convert is not None:
         weight = convert(weight, inplace=True)
     return comfy.lora.calculate_weight(patcher.patches.get(key, []), weight, key)
+
+
+def _beside(modules: Mapping[str, Bottleneck], found: HostSites, strength: float) -> Callable[..., Tensor]:
+    """The patch that adds small networks to what cross-attentions give.
+
+    Raises:
+        FamilyError: the model has no such cross-attention, or the host names no place for it.
+    """
+    places = {_block_of(found.key(f"{name}.to_out.0.weight")): own for name, own in modules.items()}
+    moved: dict[tuple[object, torch.device], Bottleneck] = {}
+
+    def patch(n: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        block = extra_options.get("block")
+        place = None if block is None else (block[0], block[1], extra_options.get("block_index", 0))
+        if place not in places:
+            return n
+        if (place, n.device) not in moved:
+            moved[place, n.device] = places[place].to(n.device)
+        return moved[place, n.device].apply(n, strength)
+
+    return patch
+
+
+def _block_of(key: str) -> tuple[str, int, int]:
+    """What the host calls the transformer block of a weight: its part, its number there, and its own in the row."""
+    found = re.search(r"\.(input|middle|output)_blocks?\.(\d+)\..*transformer_blocks\.(\d+)\.", key)
+    if found is None:
+        raise FamilyError(f"This host has no place for an eraser beside '{key}'.", "Use a UNet, such as SD 1 or SDXL.")
+    return found[1], 0 if found[1] == "middle" else int(found[2]), int(found[3])
 
 
 def _edits(adapters: Mapping[str, WeightEdit], found: HostSites) -> dict[str, Any]:
