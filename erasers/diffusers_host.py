@@ -266,7 +266,7 @@ def write_eraser(unet: nn.Module, eraser: Eraser, strength: float = 1.0, context
     Load them with `unet.load_state_dict(weights, strict=False)`.
 
     Args:
-        context: whether context operators are written into every site, as `W (I + s M)`.
+        context: whether context operators are written into every site, as `(W + s D) (I + s M)`.
 
     Raises:
         FamilyError: the eraser is for another family, or an edit does not fit its weight.
@@ -288,10 +288,10 @@ def write_eraser(unet: nn.Module, eraser: Eraser, strength: float = 1.0, context
             raise FamilyError(f"The model has no weight '{name}'.", "Load the model that the eraser was made for.")
         weight = parameters[name].float()
         found = weight
-        if name in operators:
-            found = torch.addmm(weight, *operators[name].factors(weight), alpha=strength)
         if name in eraser.adapters:
             found = found + strength * eraser.adapters[name].delta(shapes[name])
+        if name in operators:
+            found = torch.addmm(found, *operators[name].factors(found), alpha=strength)
         edited[name] = found.to(parameters[name].dtype)
     return edited
 

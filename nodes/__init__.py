@@ -16,6 +16,7 @@ class LetheExtension(ComfyExtension):
         from .erase import LetheApply, LetheErase
         from .evaluate import LetheEvaluate
         from .files import LetheLoad, LetheSave
+        from .learn_word import LetheLearnWord
         from .report import LetheReport
         from .train import LetheTrain
 
@@ -26,6 +27,7 @@ class LetheExtension(ComfyExtension):
             LethePreserve,
             LetheErase,
             LetheTrain,
+            LetheLearnWord,
             LetheApply,
             LetheSave,
             LetheLoad,

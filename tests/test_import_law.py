@@ -61,8 +61,8 @@ def test_only_the_host_room_touches_the_host() -> None:
             assert set(names) <= {"from comfy.model_patcher import ModelPatcher"}, f"{path}: {names}"
 
 
-def test_methods_do_not_import_each_other() -> None:
-    for path in _files("erasers/methods"):
+def test_methods_and_recipes_do_not_import_each_other() -> None:
+    for path in (*_files("erasers/methods"), *_files("erasers/recipes")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level == 1:
                 raise AssertionError(f"{path} imports a neighbour: {node.module}")
@@ -77,7 +77,7 @@ def test_no_file_is_too_long() -> None:
 def test_importing_prints_nothing_and_leaves_torch_as_it_was() -> None:
     code = (
         "import torch; before = torch.get_rng_state(), torch.get_default_dtype(), torch.get_num_threads();"
-        "import lethe, lethe.erasers.registry as registry; registry.methods(); registry.families();"
+        "import lethe, lethe.erasers.registry as registry; registry.methods(); registry.families(); registry.recipes();"
         "after = torch.get_rng_state(), torch.get_default_dtype(), torch.get_num_threads();"
         "assert before[0].equal(after[0]) and before[1:] == after[1:]"
     )

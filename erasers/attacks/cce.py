@@ -32,10 +32,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..algebra.hooks import gradients
 from ..concepts import Concept
+from ..learn import inversion
+from ..learn.inversion import descend, spliced
 from ..learn.noise_match import NoisedLatents, noised, row_errors
-from ..model import TextTower, Token, is_vector
+from ..model import TextTower, Token
 from ..painter import Cue, Spelling
 from ..spec import MethodSpec, Parameter, Value
 from ..target import Found, Target
@@ -121,20 +122,18 @@ class CCE:
         drawn = [target.prompts[owner] for owner in owners]
         latents = target.base.sample(drawn, target.steps, target.cfg, target.seed).float().cpu()
         tower = target.tower()
-        word = first_vectors(tower, target.concept, str(settings["start"]), int(settings["vectors"]))
-        adam = torch.optim.AdamW([word.requires_grad_()], lr=float(settings["lr"]))
-        for _ in target.track(range(steps), steps):
+        first = first_vectors(tower, target.concept, str(settings["start"]), int(settings["vectors"]))
+
+        def loss(word: Tensor) -> Tensor:
             chosen = torch.randint(pictures, (batch,), generator=generator)
             prompts = [drawn[i] for i in chosen]
             seen = noised(latents[chosen], generator)
             goal = seen.noise if guidance == 1 else _goal(target, prompts, seen, guidance)
-            with gradients():
-                context = tower.encode([spelled(tower, prompt, target.concept, word) for prompt in prompts])[0]
-                predicted = seen.predict(target.guarded, context, guidance)
-                loss = row_errors(predicted, goal.to(predicted)).mean()
-                (word.grad,) = torch.autograd.grad(loss, word)
-            adam.step()
-        learned = word.detach()
+            context = tower.encode([spelled(tower, prompt, target.concept, word) for prompt in prompts])[0]
+            predicted = seen.predict(target.guarded, context, guidance)
+            return row_errors(predicted, goal.to(predicted)).mean()
+
+        learned = descend(first, loss, steps, float(settings["lr"]), target.track)
         spellings = [Spelling(tuple(spelled(tower, p, target.concept, learned))) for p in target.prompts]
         cost = 2 * target.steps * pictures + steps * batch * (1 if guidance == 1 else 4)
         return Found(tuple(Cue(((1.0, s),)) for s in spellings), {WORD: learned}, predictions=cost)
@@ -147,10 +146,7 @@ def first_vectors(tower: TextTower, concept: Concept, start: str, count: int) ->
         start: `REPLACEMENT`, `CONCEPT` or `MEAN`.
     """
     phrase = {REPLACEMENT: concept.replacement, CONCEPT: concept.text, MEAN: ""}[start]
-    vocabulary, tokens = tower.vocabulary(), tower.content(phrase) if phrase else []
-    if not tokens:
-        return vocabulary.mean(0).repeat(count, 1)
-    return vocabulary[[tokens[i % len(tokens)] for i in range(count)]].clone()
+    return inversion.first_vectors(tower, phrase, count)
 
 
 def spelled(tower: TextTower, prompt: str, concept: Concept, word: Tensor) -> list[Token]:
@@ -158,18 +154,7 @@ def spelled(tower: TextTower, prompt: str, concept: Concept, word: Tensor) -> li
 
     Where none of its names stands in the prompt, or the vectors do not fit there, they stand at its end.
     """
-    content, vectors = tower.content(prompt), list(word)
-    names = sorted((tower.content(name) for name in concept.names), key=len, reverse=True)
-    room = len(tower.ids("")) - 2
-    found: list[Token] = []
-    place = 0
-    while place < len(content):
-        name = next((name for name in names if name and content[place : place + len(name)] == name), None)
-        found += [content[place]] if name is None else vectors
-        place += 1 if name is None else len(name)
-    if sum(is_vector(token) for token in found[:room]) < len(vectors):
-        found = [*found[: max(room - len(vectors), 0)], *vectors]
-    return tower.padded(found)
+    return spliced(tower, prompt, concept.names, word)
 
 
 def _goal(target: Target, prompts: Sequence[str], seen: NoisedLatents, guidance: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..registry import attack_named, method_named
+from ..registry import attack_named, method_named, recipe_named, recipes
 from ..spec import MethodSpec, Value
 from .sets import CASES
 
@@ -21,7 +21,7 @@ def leaderboard_graph(
     attacked: tuple[Sequence[str], Sequence[str]],
     name: str = "leaderboard",
 ) -> Graph:
-    """A graph that erases a word of the demo world by each method, evaluates and attacks it, and reports.
+    """A graph that erases a word of the demo world by each method or recipe, evaluates and attacks it, and reports.
 
     Args:
         attacks: settings by attack; what is left out is the attack's default.
@@ -43,10 +43,13 @@ def leaderboard_graph(
         return key
 
     for method in methods:
-        erased = add(
-            "LetheErase", model=["1", 0], clip=["1", 1], concepts=["3", 0], vae=["1", 2], clip_vision=["1", 3],
-            strength=1.0, form="hook", pooled=False, **_chosen("method", method_named(method).spec, {}),
-        )  # fmt: skip
+        on = {"model": ["1", 0], "clip": ["1", 1], "concepts": ["3", 0], "vae": ["1", 2]}
+        if method in recipes():
+            chosen = _chosen("recipe", recipe_named(method).spec, {})
+            erased = add("LetheTrain", **on, steps=0, learning_rate=0.0, rank=0, seed=0, look_every=0, **chosen)
+        else:
+            chosen = _chosen("method", method_named(method).spec, {})
+            erased = add("LetheErase", **on, clip_vision=["1", 3], strength=1.0, form="hook", pooled=False, **chosen)
         pair = {
             "before": ["1", 0], "after": [erased, 0], "clip": ["1", 1], "vae": ["1", 2], "concepts": ["3", 0],
             "clip_after": [erased, 1], "clip_vision": ["1", 3], "title": method, **_SAMPLING, **sampling,

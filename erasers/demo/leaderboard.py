@@ -23,13 +23,23 @@ from ..errors import LetheError
 from ..measure.chart import overview_chart
 from ..measure.evaluation import Arm, Plan, evaluate
 from ..measure.red_team import ATTACKED, BASE, GUARDED, PLAIN, Shows, besiege, look_plain
-from ..measure.report import ATTACK, EVALUATION, Report, attack_report, evaluation_report, shown, to_json
+from ..measure.report import (
+    ATTACK,
+    EVALUATION,
+    Report,
+    attack_report,
+    evaluation_report,
+    from_json,
+    shown,
+    to_json,
+)
 from ..provenance import eraser_fingerprint, versions
-from ..registry import attack_named, attacks, method_named, methods, probe_named, probes
+from ..registry import attack_named, attacks, probe_named, probes
 from ..spec import Value
 from ..store.album import open_album
 from ..target import Target
 from .grammar import EMBLEM, EMBLEM_SYNONYMS, find_word
+from .making import eraser_names, make_eraser
 from .sets import CASES, demo_rows
 from .spread import on_processes, on_ray, on_servers
 from .world import weights_digest
@@ -40,8 +50,6 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent / "tables"
 WORDS = ("ball", "dotted")
 """One object and one style."""
-ALONE = {"uce_debias"}
-"""Methods that erase nothing."""
 REDUCED: dict[str, dict[str, Value]] = {
     "cce": {"steps": 100, "lr": 0.02, "pictures": 12},
     "concept_arithmetic": {"tries": 2},
@@ -64,7 +72,7 @@ class Job:
     """One method on one concept, evaluated and attacked.
 
     Attributes:
-        method: its name; its settings are the defaults.
+        method: name of a method or a training recipe; its settings are the defaults.
         word: the concept, of `sets.CASES`.
         attacks: settings by attack.
         each_kind: prompts of each kind.
@@ -88,10 +96,9 @@ def run_job(job: Job) -> tuple[Report, ...]:
     from .gallery import Gallery
 
     concepts = ConceptList((CASES[job.word],), lists=("demo-world",))
-    gallery, method = Gallery(steps=job.steps), method_named(job.method)
-    started = time.perf_counter()
+    gallery, started = Gallery(steps=job.steps), time.perf_counter()
     try:
-        eraser = method.fit(gallery.task(concepts), method.spec.settings({}))
+        eraser = make_eraser(job.method, gallery.task(concepts))
     except LetheError:
         return ()
     made_with = {
@@ -229,7 +236,7 @@ def _brief(report: Report) -> Report:
 
 def jobs(options: argparse.Namespace) -> list[Job]:
     """The work that the command line asks for."""
-    chosen = options.methods or [name for name in methods() if name not in ALONE]
+    chosen = options.methods or eraser_names()
     given = {name: REDUCED.get(name, {}) for name in (attacks() if options.attacks is None else options.attacks)}
     return [
         Job(method, word, given, options.each_kind, options.pictures, options.steps, options.album)
@@ -249,7 +256,10 @@ def spread(options: argparse.Namespace, work: Sequence[Job]) -> Iterable[tuple[R
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", nargs="*", help="all but those that erase nothing, when left out")
+    parser.add_argument("--methods", nargs="*", help="methods and recipes; all that erase, when left out")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the rows of the folder's table that are not done anew"
+    )
     parser.add_argument("--attacks", nargs="*", help="all, when left out")
     parser.add_argument("--concepts", nargs="*", default=list(WORDS), choices=list(CASES))
     parser.add_argument("--each-kind", type=int, default=15, help="prompts of each kind")
@@ -271,14 +281,16 @@ def main() -> None:
         found += reports
         seconds = time.perf_counter() - started
         print(f"{done}/{len(work)} {reports[0].title if reports else 'refused'} {seconds:.0f} s", flush=True)
-    order = {(job.method, CASES[job.word].text): place for place, job in enumerate(work)}
-    found.sort(key=lambda report: order[report.title, report.concepts[0]])
+    known = from_json((options.folder / "leaderboard.json").read_text(encoding="utf-8")) if options.keep else ()
+    found += [report for report in known if all(report.title != own.title for own in found)]
+    names, words = list(eraser_names()), [concept.text for concept in CASES.values()]
+    found.sort(key=lambda report: (names.index(report.title), words.index(report.concepts[0])))
     note = (
         f"{options.each_kind} prompts of each kind; {len(EVERYDAY)} attacked prompts with {options.pictures} pictures "
         f"each; {options.steps} DDIM steps, guidance 4; every method with its defaults, attacks with the settings of "
         "`leaderboard.REDUCED`, far below the published budgets. Means over concepts: erased, kept and leaked as "
         "the help page of 'Evaluate' defines them, and for each attack the share of pictures that show the concept. "
-        f"{time.perf_counter() - started:.0f} s in all."
+        f"{time.perf_counter() - started:.0f} s for {', '.join(dict.fromkeys(job.method for job in work))}."
     )
     write(found, note, options.folder)
 

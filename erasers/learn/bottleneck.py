@@ -26,8 +26,8 @@ class Bottlenecks:
     def build(self, model: Model, family: Family, rank: int, generator: torch.Generator) -> Trainables:
         found, names = blank(), set[str]()
         for name, module in model.modules(r"\.attn2\.to_out\.0$").items():
-            owner, width = name.removesuffix(".to_out.0"), module.weight.shape[0]
-            assert isinstance(width, int)
+            assert isinstance(module, nn.Linear)
+            owner, width = name.removesuffix(".to_out.0"), module.out_features
             bounds = 1 / math.sqrt(width)
             down = (torch.rand(rank, width, generator=generator) * 2 - 1) * bounds
             own = {"down": down, "down_bias": torch.zeros(rank), "up": torch.zeros(width, rank)}

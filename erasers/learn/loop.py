@@ -87,7 +87,8 @@ class Job:
         seed: of everything random.
         resumed: an eraser to go on from, or None.
         keep_state: whether the eraser carries what a later run needs to go on.
-        reduce: averages gradients over processes in place; None for one process.
+        reduce: averages losses and gradients over processes, in place; None for one process.
+        process: number of this process among them.
         pulse: is called before each prediction; may raise `Stopped`, or whatever else ends the run.
         checkpoint, bf16: see `Model.ready`.
     """
@@ -100,6 +101,7 @@ class Job:
     resumed: Eraser | None = None
     keep_state: bool = False
     reduce: Callable[[list[Tensor]], None] | None = None
+    process: int = 0
     pulse: Callable[[], None] = lambda: None
     checkpoint: bool = False
     bf16: bool = False
@@ -118,7 +120,7 @@ def train(task: Task, job: Job, watch: Watch = lambda progress: False) -> Traine
         FamilyError: the model has no place for what the recipe trains.
     """
     _check_resumed(task, job)
-    run = Run(task, job.plan, job.schedule, job.seed, job.pulse)
+    run = Run(task, job.plan, job.schedule, job.seed, job.pulse, job.process)
     with torch.no_grad(), run.active(job.checkpoint, job.bf16):
         return _Loop(run, job, watch).go()
 
@@ -143,7 +145,10 @@ class _Loop:
     def go(self) -> Trained:
         run, schedule = self.run, self.job.schedule
         if self.job.plan.mask is not None:
-            self.masks = self.job.plan.mask(run)
+            try:
+                self.masks = self.job.plan.mask(run)
+            except Stopped as stop:
+                self.ended = stop.reason
         good = self._state()
         while run.step < schedule.steps and not self.ended:
             drawn, memory = run.generator.get_state(), dict(run.memory)
@@ -188,9 +193,18 @@ class _Loop:
             penalties = [penalty(run.trainables) for penalty in plan.penalties]
             for aim, loss in [*zip((t.aim for t in plan.terms), terms, strict=True), *((KEEP, p) for p in penalties)]:
                 values[aim] += float(loss.detach())
+            values = self._averaged(values)
             if math.isfinite(sum(values.values())):
                 self._apply(self._gradients(terms, penalties))
         return values
+
+    def _averaged(self, values: dict[str, float]) -> dict[str, float]:
+        """The same losses in every process, so that all of them end together."""
+        if self.job.reduce is None:
+            return values
+        own = torch.tensor(list(values.values()), dtype=torch.float64, device=self.run.model.device())
+        self.job.reduce([own])
+        return dict(zip(values, own.tolist(), strict=True))
 
     def _gradients(self, terms: list[Tensor], penalties: list[Tensor]) -> list[Tensor | None]:
         plan = self.job.plan
@@ -207,7 +221,7 @@ class _Loop:
         erasing, keeping = (
             [t for t, own in zip(terms, plan.terms, strict=True) if own.aim == aim] for aim in (ERASE, KEEP)
         )
-        return plan.surgery(gradient(erasing), gradient(keeping))
+        return plan.surgery(gradient([*erasing, *penalties]), gradient(keeping))
 
     @torch.no_grad()
     def _apply(self, grads: list[Tensor | None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def make_optimizer(leaves: Sequence[Tensor], schedule: Schedule) -> torch.optim.
     Raises:
         SettingError: it needs a package that is not there.
     """
-    given = {"lr": schedule.rate, "weight_decay": schedule.decay}
+    given: dict[str, Any] = {"lr": schedule.rate, "weight_decay": schedule.decay}
     if schedule.optimizer == ADAM:
         return torch.optim.Adam(leaves, betas=schedule.betas, **given)
     if schedule.optimizer == ADAMW:

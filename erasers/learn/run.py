@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -32,17 +33,24 @@ class Run:
         generator: of everything random, on the CPU.
         memory: what blocks carry from step to step, by name; a run that goes on from a state has it again.
         pulse: is called before each prediction; what it raises ends the run.
+        process: number of this process among those that train together; each draws its own steps.
         predictions: rows that went through the denoiser so far.
         step: number of the step at work, from 0.
     """
 
     def __init__(
-        self, task: Task, plan: Plan, schedule: Schedule, seed: int, pulse: Callable[[], None] = lambda: None
+        self,
+        task: Task,
+        plan: Plan,
+        schedule: Schedule,
+        seed: int,
+        pulse: Callable[[], None] = lambda: None,
+        process: int = 0,
     ) -> None:
         self.model: Model = task.loaded()
         self.task, self.plan, self.schedule, self.seed, self.pulse = task, plan, schedule, seed, pulse
-        self.generator = torch.Generator().manual_seed(seed)
         self.trainables: Trainables = plan.parameters.build(self.model, task.family, schedule.rank, self.fork("start"))
+        self.generator = self.fork("steps", process)
         tensors = self.trainables.tensors
         tensors.update({name: tensor.to(self.model.device()) for name, tensor in tensors.items()})
         self.predictions, self.step = 0, 0
@@ -70,9 +78,9 @@ class Run:
             self.trainables.tensors.update(own)
 
     def fork(self, purpose: str, number: int = 0) -> torch.Generator:
-        """A generator of its own for a purpose, the same for the same seed, however far training is."""
-        mixed = sum(ord(letter) * 131**place for place, letter in enumerate(f"{purpose}{number}"))
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + mixed) % 2**63)
+        """A generator of its own for a purpose, the same in every process and however far training is."""
+        name = f"{self.seed} {purpose} {number}"
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]))
 
     @contextmanager
     def active(self, checkpoint: bool = False, bf16: bool = False) -> Iterator[None]:

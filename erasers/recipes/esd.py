@@ -40,7 +40,7 @@ class ESD:
             shared.where(
                 CROSS,
                 (CROSS, NOT_CROSS, SELF, KEYS_VALUES, ALL),
-                "ESD-x is cross, for styles and things called by name; ESD-u is not-cross, for what also comes unnamed.",
+                "ESD-x is cross, for what is called by name; ESD-u is not-cross, for what also comes unnamed.",
             ),
             shared.eta(1.0, "1 as published (its later program calls that 2)"),
             shared.templates(),

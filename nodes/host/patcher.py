@@ -55,10 +55,10 @@ def apply_to_model(model: ModelPatcher, eraser: Eraser, strength: float, form: s
         return clone
     clone.set_attachments(KEY, (Applied(eraser, strength, form), *applied_erasers(model)))
     _hook(clone, found.family)
-    patches = dict(_edits(eraser.adapters, found))
+    _add(clone, _edits(eraser.adapters, found), strength)
     if form == WEIGHTS:
-        patches |= _context_patches(model, eraser, found)
-    _add(clone, patches, strength)
+        # The operator acts on the features, so on the adapters too: (W + D) (I + M).
+        _add(clone, _context_patches(clone, eraser, found), strength)
     if eraser.modules:
         clone.set_model_attn2_output_patch(_beside(eraser.modules, found, strength))
     return clone

@@ -91,7 +91,7 @@ def train_eraser(
         task = task_of(model, clip, concepts)
         if pictures is not None:
             latents = encode_pictures(task.loaded(), vae, pictures)
-            task = replace(task, pictures=latents, regions=_fitted(regions, latents))
+            task = replace(task, pictures=latents, regions=fitted_regions(regions, latents))
         own = recipe.small if task.family.name == _SMALL else recipe.schedule
         schedule = shortened(own, wish.steps, wish.rate, wish.rank)
         schedule = replace(schedule, batch=wish.batch or schedule.batch)
@@ -191,7 +191,7 @@ def encode_pictures(model: Any, vae: Any, pictures: Tensor) -> Tensor:
     return model.patcher.model.process_latent_in(latents).float().cpu()
 
 
-def _fitted(regions: Tensor | None, latents: Tensor) -> Tensor | None:
+def fitted_regions(regions: Tensor | None, latents: Tensor) -> Tensor | None:
     """Regions at the latents' size, one for each."""
     if regions is None:
         return None

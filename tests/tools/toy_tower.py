@@ -19,7 +19,7 @@ TOKENS, START, END = 12, 98, 99
 
 
 class ToyModel:
-    """Fulfils `erasers.model.Model`: a text encoder of 3 layers, and a denoiser that is one attention-free block.
+    """Fulfils `erasers.model.Model` but for training: a text encoder of 3 layers, and a denoiser of one plain block.
 
     A word is one token; parts joined by "-" are tokens of their own. A latent is `[2, 2, 2]`.
 
@@ -126,7 +126,8 @@ class ToyModel:
 
     def task(self, concepts: ConceptList, sight: bool = True) -> Task:
         """A task on this model; its image encoder sees the latent and reads the pooled state."""
-        return Task(concepts, families()["demo"], "toy", self.encode, self, sight=ToySight(self) if sight else None)
+        seen = ToySight(self) if sight else None
+        return Task(concepts, families()["demo"], "toy", self.encode, self, sight=seen)  # type: ignore[arg-type]
 
 
 class ToySight:

@@ -23,8 +23,8 @@ from lethe.erasers.learn.scenes import concept_scenes
 from lethe.erasers.learn.shift import Shift
 from lethe.erasers.result import Eraser
 from lethe.erasers.store.eraser_file import load_eraser, save_eraser
-from toy_trainee import run_of, tiny_task
 from torch import Tensor
+from toy_trainee import run_of, tiny_task
 
 QUICK = Schedule(steps=6, rate=3e-3, batch=2)
 
@@ -171,7 +171,9 @@ def test_masked_entries_never_move() -> None:
     for name, keep in masks.items():
         delta = found.adapters[f"{name}.weight"].delta(tuple(keep.shape))
         assert not bool(delta[keep == 0].any())
-    assert any(bool(edit.delta(tuple(masks[n.removesuffix(".weight")].shape)).any()) for n, edit in found.adapters.items())
+    assert any(
+        bool(edit.delta(tuple(masks[n.removesuffix(".weight")].shape)).any()) for n, edit in found.adapters.items()
+    )
 
 
 def test_surgery_is_given_both_gradients_and_its_answer_is_used() -> None:

@@ -11,8 +11,8 @@ from lethe.erasers.learn.pictures import Pictures
 from lethe.erasers.learn.rollout import Rollout, levels, roll
 from lethe.erasers.learn.scenes import scene
 from lethe.erasers.learn.space import EPS, FLOW, V, mixed, own_space
-from toy_trainee import job_of, run_of, tiny_task
 from torch import Tensor
+from toy_trainee import job_of, run_of, tiny_task
 
 
 class Gaussian:

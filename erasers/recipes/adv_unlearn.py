@@ -1,0 +1,163 @@
+"""AdvUnlearn (Zhang et al., NeurIPS 2024, arXiv 2405.15234): ESD of the text encoder, under attack.
+
+An adversary puts k free vectors v into the prompt that the text encoder E reads, until the student predicts again what
+the teacher does (learn/soft_tokens.py). Against it the encoder is trained, while prompts r keep what they mean:
+
+    L = mse( S(x, E(v + c)), T(null) - eta [T(c) - T(null)] ) + gamma mse( S(x_r, E(r)), T(x_r, r) )
+
+The first fifth of the steps goes without the adversary. The denoiser stays as it is, so that the encoder erases in
+every model that reads it.
+
+Differs from the official program, where the gradients of the inner steps add up and a prompt is split at words: here
+each inner step has its own, and a prompt is split at tokens. One optimiser step has both losses ("reg"), not one of
+them each ("iter"). Biases, norms and embeddings are not trained. Latents are at the level that the model is told, and
+are used again (`latents` tells otherwise).
+Official code read, not copied: OPTML-Group/AdvUnlearn (CC BY 4.0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..learn import settings as shared
+from ..learn.after import After
+from ..learn.full import Full
+from ..learn.low_rank import LowRank
+from ..learn.moment import ATTACKED, CONCEPT
+from ..learn.plan import Plan, Schedule
+from ..learn.regress import negative_guidance, same
+from ..learn.rollout import Rollout
+from ..learn.scenes import concept_scenes, kept_scenes
+from ..learn.soft_tokens import BETWEEN, LATEST, PREFIX, RANDOM, Attacked, SoftTokens
+from ..learn.trainables import TEXT
+from ..learn.where import TEXT_ALL, TEXT_FEW
+from ..learn.wider import Wider
+from ..spec import MethodSpec, Parameter, Value
+from ..task import Task
+
+FULL, LOW_RANK = "full", "low rank"
+_KEPT = "kept"
+
+
+class AdvUnlearn:
+    """Trains the text encoder towards the negatively guided prediction, against free vectors in its input."""
+
+    spec = MethodSpec(
+        name="adv_unlearn",
+        title="AdvUnlearn",
+        paper="Zhang et al., Defensive Unlearning with Adversarial Training for Robust Concept Erasure in Diffusion "
+        "Models, NeurIPS 2024 (arXiv 2405.15234)",
+        summary="Teaches the text encoder to erase a concept while an adversary adds vectors to the prompt.",
+        families=("demo",),
+        parameters=(
+            Parameter(
+                "sites",
+                TEXT_ALL,
+                "The layers of the text encoder that are trained: all of them (published), or the feed-forward ones "
+                "and the last attention.",
+                choices=(TEXT_ALL, TEXT_FEW),
+            ),
+            Parameter(
+                "form",
+                FULL,
+                "Whether layers change freely (full, published) or by matrices of the rank given (low rank), which "
+                "makes a small eraser.",
+                choices=(FULL, LOW_RANK),
+            ),
+            shared.eta(1.0, "1 as published"),
+            Parameter(
+                "gamma",
+                1.0,
+                "Weight of what is kept, 0 to 100. 1 as published (0.3 for nudity); at 0 all prompts suffer.",
+                maximum=100.0,
+                step=0.1,
+            ),
+            Parameter(
+                "kept_rows",
+                5,
+                "Prompts to keep that each step takes for each to erase, 1 to 64; 5 as published. They come from the "
+                "preserved ones, so name many: with none there is only the empty prompt.",
+                minimum=1,
+                maximum=64,
+                step=1,
+                unit="prompts",
+            ),
+            Parameter(
+                "attack_steps",
+                30,
+                "Steps that the adversary takes before each step of the training, 0 to 1000; 30 as published.",
+                maximum=1000,
+                step=1,
+                unit="steps",
+            ),
+            Parameter(
+                "attack_rate",
+                1e-3,
+                "The adversary's learning rate, 0.00001 to 1; 0.001 as published. Embeddings of tokens are about 0.01 "
+                "to 0.1 wide.",
+                minimum=1e-5,
+                step=1e-5,
+                advanced=True,
+            ),
+            Parameter(
+                "tokens",
+                1,
+                "Vectors that the adversary adds to the prompt, 1 to 16; 1 as published.",
+                minimum=1,
+                maximum=16,
+                step=1,
+                unit="tokens",
+            ),
+            Parameter(
+                "place",
+                PREFIX,
+                "Where they stand: before the prompt's tokens (prefix, published), or after the first half of them.",
+                choices=(PREFIX, BETWEEN),
+                advanced=True,
+            ),
+            Parameter(
+                "start",
+                RANDOM,
+                "Where each search begins: at embeddings of random tokens (published), or where the last one ended.",
+                choices=(RANDOM, LATEST),
+                advanced=True,
+            ),
+            Parameter(
+                "plain",
+                0.2,
+                "Share of the training without the adversary, at its beginning, 0 to 1; 0.2 as published.",
+            ),
+            shared.templates(),
+            shared.latents("Published: fresh."),
+            shared.cfg(3.0),
+            shared.sampling_steps(50),
+            shared.trajectories(),
+        ),
+    )
+    schedule = Schedule(steps=1000, rate=1e-5, rank=16)
+    small = Schedule(steps=30, rate=5e-4, batch=2, rank=8)
+
+    def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
+        rolled = shared.rollout_of(settings, concept_scenes(task, str(settings["templates"])))
+        adversary = SoftTokens(
+            rolled,
+            int(settings["tokens"]),
+            str(settings["place"]),
+            int(settings["attack_steps"]),
+            float(settings["attack_rate"]),
+            str(settings["start"]),
+        )
+        kept: Rollout = shared.rollout_of(settings, kept_scenes(task), {_KEPT: (0.0, 1.0)})
+        where, full = str(settings["sites"]), settings["form"] == FULL
+        return Plan(
+            parameters=Full(where, TEXT) if full else LowRank(where, part=TEXT),
+            sources=(rolled, Wider(kept, int(settings["kept_rows"]))),
+            makers={ATTACKED: After(adversary, float(settings["plain"]))},
+            terms=(
+                Attacked(negative_guidance(float(settings["eta"]), ATTACKED), adversary),
+                same(CONCEPT, float(settings["gamma"]), _KEPT),
+            ),
+        )
+
+
+RECIPE = AdvUnlearn()
