@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def summarise(eraser: Eraser, task: Task) -> str:
         left = residuals([operator, *before], rows, targets)
         lines.append(f"Erased names still {percent(float(left.median()))} of the way from their replacement (median).")
         lines += [context_drift(operator, held).summary(), *_earlier(operator, before, task)]
-    sites = {name: edit for name, edit in eraser.adapters.items() if name.endswith((".to_k.weight", ".to_v.weight"))}
+    sites = {name: edit for name, edit in eraser.adapters.items() if re.search(task.family.sites, name)}
     if sites:
         lines.append(adapter_drift(sites, task.loaded().weights(), held).summary())
     if eraser.text_encoder or eraser.modules or len(sites) < len(eraser.adapters):
