@@ -25,7 +25,7 @@ class Bottlenecks:
 
     def build(self, model: Model, family: Family, rank: int, generator: torch.Generator) -> Trainables:
         found, names = blank(), set[str]()
-        for name, module in model.modules(r"\.attn2\.to_out\.0$").items():
+        for name, module in sorted(model.modules(r"\.attn2\.to_out\.0$").items()):
             assert isinstance(module, nn.Linear)
             owner, width = name.removesuffix(".to_out.0"), module.out_features
             bounds = 1 / math.sqrt(width)

@@ -56,7 +56,8 @@ def text_layers(model: Model, where: str) -> dict[str, nn.Module]:
 
 def _layers(modules: Mapping[str, nn.Module], where: str) -> dict[str, nn.Module]:
     layers = (nn.Linear, nn.Conv2d)
-    found: dict[str, nn.Module] = {name: own for name, own in modules.items() if isinstance(own, layers)}
+    # By name, since hosts list them in different orders, and what is drawn for them goes with the order.
+    found: dict[str, nn.Module] = {name: own for name, own in sorted(modules.items()) if isinstance(own, layers)}
     if not found:
         raise FamilyError(f"This model has no layers of the kind '{where}' to train.", "Choose other layers.")
     return found

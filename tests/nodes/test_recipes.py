@@ -80,7 +80,7 @@ def test_it_trains_and_its_eraser_does_the_same_in_both_hosts(demo: Any, name: s
     assert float((here - there).norm() / there.norm()) < 2e-3 + 0.05 * float((here - plain).norm() / plain.norm())
 
 
-@pytest.mark.parametrize("name", ["esd", "leco", "few_shot"])
+@pytest.mark.parametrize("name", ["esd", "leco", "receler", "few_shot"])
 def test_both_hosts_learn_the_same(demo: Any, name: str) -> None:
     here = run(demo, name)[2]
     recipe = recipes()[name]
