@@ -10,7 +10,7 @@ from .moment import STUDENT, TEACHER, Scene
 from .rollout import Rollout
 
 KEPT, FRESH = "kept", "fresh"
-STUDENT_FRESH = "fresh, student"
+STUDENT_FRESH, FRESH_AVERAGE = "fresh, student", "fresh, average"
 
 
 def where(default: str, choices: tuple[str, ...], published: str) -> Parameter:
@@ -84,6 +84,18 @@ def latents(published: str) -> Parameter:
         "about 15 times fewer predictions), a new rollout of it at each step (fresh), or of the model in training "
         f"(fresh, student). {published}",
         choices=(KEPT, FRESH, STUDENT_FRESH),
+    )
+
+
+def averaged_latents() -> Parameter:
+    """Where latents come from in a recipe whose result is a moving average."""
+    return Parameter(
+        "latents",
+        KEPT,
+        "Where the latents come from: whole trajectories of the untouched model that are kept and drawn from (kept; "
+        "about 15 times fewer predictions), a new rollout of it at each step (fresh), of the model in training (fresh, "
+        "student), or of its moving average (fresh, average; as published).",
+        choices=(KEPT, FRESH, STUDENT_FRESH, FRESH_AVERAGE),
     )
 
 

@@ -1,8 +1,7 @@
 """HFI, human feedback inversion (Kim et al., ECCV 2024, arXiv 2407.21032), with SDD (Kim et al., arXiv 2307.05977).
 
 People flag pictures; textual inversion sums those up in soft tokens v*, which then are the concept. SDD distils the
-student's own prediction for the empty prompt into that for the tokens, on latents from its moving average, which is
-the result:
+student's own prediction for the empty prompt into that for the tokens; a moving average is the result:
 
     L = mse(S(x, t, v*), sg[S(x, t, null)]),    x rolled out under v*,  t ~ Beta(3, 3)
 
@@ -10,8 +9,8 @@ Flagged pictures are the user's; where there are none, the untouched model draws
 Several concepts are summed up in one word, as the flagged pictures of a review are.
 
 Differs from the paper: no reward model weighs the pictures in the inversion, every flagged picture counts alike; the
-search starts at the concept's name, and its length is ours; differences of weights are trained, so weight decay pulls
-towards the untouched model.
+search starts at the concept's name, and its length is ours; latents are the untouched model's and are used again
+(`latents`); differences of weights are trained, so weight decay pulls towards the untouched model.
 The official repository of HFI (nannullna/safeguard-hfi, MIT) holds no code; that of SDD (nannullna/safe-diffusion, no
 licence) was read, not copied.
 """
@@ -33,8 +32,7 @@ from ..learn.word_rollout import WordRollout
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 
-FRESH_AVERAGE = "fresh, average"
-_WHO = {FRESH_AVERAGE: AVERAGE, shared.STUDENT_FRESH: STUDENT}
+_WHO = {shared.FRESH_AVERAGE: AVERAGE, shared.STUDENT_FRESH: STUDENT}
 
 
 class HFI:
@@ -79,22 +77,14 @@ class HFI:
             ),
             shared.pictures(16, "only where none are given"),
             shared.templates(),
-            Parameter(
-                "latents",
-                FRESH_AVERAGE,
-                "Where the latents come from: a new rollout of the trained model's moving average at each step (fresh, "
-                "average; as published), of the model in training (fresh, student) or of the untouched one (fresh), or "
-                "whole trajectories of the untouched model that are kept and drawn from (kept; about 15 times fewer "
-                "predictions).",
-                choices=(FRESH_AVERAGE, shared.STUDENT_FRESH, shared.FRESH, shared.KEPT),
-            ),
+            shared.averaged_latents(),
             shared.cfg(3.0),
             shared.sampling_steps(50),
             shared.trajectories(),
         ),
     )
     schedule = Schedule(steps=1500, rate=1e-5, optimizer=ADAMW, decay=1e-4, clip=1.0, average=0.999)
-    small = Schedule(steps=60, rate=5e-4, batch=4, optimizer=ADAMW, decay=1e-4, clip=1.0, average=0.9)
+    small = Schedule(steps=60, rate=3e-4, batch=4, optimizer=ADAMW, decay=1e-4, clip=1.0, average=0.9)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         scenes = concept_scenes(task, str(settings["templates"]))

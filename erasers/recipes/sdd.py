@@ -2,11 +2,12 @@
 
     L = mse(S(concept), sg[S(null)])
 
-on latents that the moving average of the model in training denoises under the concept; the average is the result. The
-target is the student's own prediction for the empty prompt, which is not held to what it was.
+on latents that are denoised under the concept; the result is a moving average of what is trained. The target is the
+student's own prediction for the empty prompt, which is not held to what it was.
 
-Differs from the official program: latents are at the very level that the model is told; with several concepts each
-row is rolled out under its own, there all are under one joined prompt.
+Differs from the official program: latents are at the very level that the model is told; they are the untouched model's
+and are used again, where there the moving average rolls them out anew (`latents`); with several concepts each row is
+rolled out under its own, there all are under one joined prompt.
 Official code read, not copied: nannullna/safe-diffusion (no licence).
 """
 
@@ -22,10 +23,8 @@ from ..learn.plan import ADAMW, Plan, Schedule
 from ..learn.regress import Regress
 from ..learn.scenes import concept_scenes
 from ..learn.where import ALL, CROSS, KEYS_VALUES, NOT_CROSS, SELF
-from ..spec import MethodSpec, Parameter, Value
+from ..spec import MethodSpec, Value
 from ..task import Task
-
-FRESH_AVERAGE = "fresh, average"
 
 
 class SDD:
@@ -43,15 +42,7 @@ class SDD:
                 CROSS, (CROSS, KEYS_VALUES, SELF, NOT_CROSS, ALL), "Published: cross, and self or not-cross as options."
             ),
             shared.templates(),
-            Parameter(
-                "latents",
-                FRESH_AVERAGE,
-                "Where the latents come from: a new rollout of the trained model's moving average at each step (fresh, "
-                "average; as published), of the model in training (fresh, student) or of the untouched one (fresh), or "
-                "whole trajectories of the untouched model that are kept and drawn from (kept; about 15 times fewer "
-                "predictions).",
-                choices=(FRESH_AVERAGE, shared.STUDENT_FRESH, shared.FRESH, shared.KEPT),
-            ),
+            shared.averaged_latents(),
             shared.cfg(3.0),
             shared.sampling_steps(50),
             shared.trajectories(),
@@ -63,7 +54,7 @@ class SDD:
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         rollout = shared.rollout_of(settings, concept_scenes(task, str(settings["templates"])))
-        if settings["latents"] == FRESH_AVERAGE:
+        if settings["latents"] == shared.FRESH_AVERAGE:
             rollout = replace(rollout, who=AVERAGE)
         return Plan(
             parameters=Full(str(settings["sites"])),
