@@ -84,7 +84,7 @@ class HFI:
         ),
     )
     schedule = Schedule(steps=1500, rate=1e-5, optimizer=ADAMW, decay=1e-4, clip=1.0, average=0.999)
-    small = Schedule(steps=60, rate=3e-4, batch=4, optimizer=ADAMW, decay=1e-4, clip=1.0, average=0.9)
+    small = Schedule(steps=80, rate=4e-4, batch=4, optimizer=ADAMW, decay=1e-4, clip=1.0, average=0.9)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         scenes = concept_scenes(task, str(settings["templates"]))

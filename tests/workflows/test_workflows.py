@@ -46,7 +46,7 @@ def test_the_main_job_erases_and_keeps(host, tmp_path: Path) -> None:  # type: i
 
 
 def test_the_leaderboard_graph_holds_every_method_and_attack_and_is_accepted(client: Client) -> None:
-    from lethe.erasers.demo.leaderboard import ALONE
+    from lethe.erasers.demo.making import ALONE
     from lethe.erasers.registry import attacks, methods
 
     prompt = _prompt(client, "leaderboard")
