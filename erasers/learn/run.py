@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ from ..algebra.hooks import hooked
 from ..errors import SettingError
 from ..model import Model
 from ..task import Task
-from .moment import NULL, STUDENT, TEACHER, Ask, Features, Latents, Moment
+from .moment import AVERAGE, NULL, STUDENT, TEACHER, Ask, Features, Latents, Moment
 from .plan import Plan, Schedule
 from .trainables import Trainables
 
@@ -170,7 +170,7 @@ class Run:
             features = Features.joined([self.of_role(ask, latents) for ask, latents in zip(asks, rows, strict=True)])
             said = self.student(joined, features)
         else:
-            with torch.no_grad():
+            with torch.no_grad(), self.averaged() if source == AVERAGE else nullcontext():
                 own = [self.of_role(ask, latents) for ask, latents in zip(asks, rows, strict=True)]
                 features = Features.joined(own)
                 said = self.teacher(joined, features) if source == TEACHER else self.student(joined, features)

@@ -12,7 +12,7 @@ from lethe_host.convert import to_prompt
 from lethe_host.errors import GraphError
 from lethe_host.install import CHECKOUT
 from lethe_host.server import Server
-from lethe_host.showcase import ERASING, run_workflows, shown_workflows, write_report
+from lethe_host.showcase import ERASING, RESEARCH, run_workflows, shown_workflows, write_report
 from PIL import Image
 
 WORKFLOWS = sorted((CHECKOUT / "workflows").glob("*.json"))
@@ -40,7 +40,7 @@ def test_the_main_job_erases_and_keeps(host, tmp_path: Path) -> None:  # type: i
             if row["kind"] == "erased" and name.startswith(ERASING):
                 assert row["before"] >= 0.75, (name, row)
                 assert row["after"] <= 0.25, (name, row)
-            if row["kind"] == "kept":
+            if row["kind"] == "kept" and name not in RESEARCH:
                 assert row["kept_after"] >= row["kept_before"] - 0.25, (name, row)
     assert (tmp_path / "server" / "models" / "lethe" / "demo" / "forget zib.safetensors").is_file()
 
