@@ -13,22 +13,9 @@ from ..erasers.result import Eraser
 from ..erasers.spec import MethodSpec
 from .host.fit import fit_eraser, warn_of_other_encoder
 from .host.patcher import HOOK, WEIGHTS, apply_to_clip, apply_to_model
+from .model_inputs import model_inputs, model_outputs
 from .settings import chosen_method, method_input
 from .sockets import Concepts, EraserSocket
-
-
-def _model_inputs() -> list[io.Input]:
-    return [
-        io.Model.Input("model", tooltip="The model to erase from; it stays as it is, a changed clone comes out."),
-        io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
-    ]
-
-
-def _model_outputs() -> list[io.Output]:
-    return [
-        io.Model.Output("model", tooltip="The model with the concepts erased."),
-        io.Clip.Output("clip", tooltip="The text encoder; changed only by methods that edit it (EMCID, SLUG)."),
-    ]
 
 
 def _form_inputs() -> list[io.Input]:
@@ -69,7 +56,7 @@ class LetheErase(io.ComfyNode):
             category="lethe/erase",
             description="Fits an eraser for the given concepts and applies it to the model. No training.",
             inputs=[
-                *_model_inputs(),
+                *model_inputs(),
                 Concepts.Input("concepts", tooltip="What to erase and what to preserve."),
                 io.Vae.Input("vae", optional=True, tooltip="Only for methods that look at pictures (SLUG, debias)."),
                 io.ClipVision.Input(
@@ -89,7 +76,7 @@ class LetheErase(io.ComfyNode):
                 method_input("method", _specs(), "The published method to use; uce is a sane start."),
             ],
             outputs=[
-                *_model_outputs(),
+                *model_outputs(),
                 EraserSocket.Output("eraser", tooltip="The fitted eraser, to save, share or apply elsewhere."),
                 io.String.Output(
                     "summary",
@@ -131,8 +118,8 @@ class LetheApply(io.ComfyNode):
             display_name="Apply Eraser",
             category="lethe/erase",
             description="Applies a finished eraser to a model of the family it was made for.",
-            inputs=[*_model_inputs(), EraserSocket.Input("eraser", tooltip="The eraser to apply."), *_form_inputs()],
-            outputs=_model_outputs(),
+            inputs=[*model_inputs(), EraserSocket.Input("eraser", tooltip="The eraser to apply."), *_form_inputs()],
+            outputs=model_outputs(),
         )
 
     @classmethod

@@ -18,6 +18,7 @@ from .host.fit import task_of
 from .host.patcher import HOOK, apply_to_clip, apply_to_model
 from .host.training import DISCARD, KEEP, Wish, note, train_eraser
 from .judging import recognisers
+from .model_inputs import model_inputs, model_outputs
 from .sampling_inputs import preview
 from .settings import chosen_method, method_input
 from .sockets import Concepts, EraserSocket
@@ -38,10 +39,7 @@ class LetheTrain(io.ComfyNode):
             description="Trains an eraser by a published recipe on the loaded model itself, which stays as it is: one "
             "copy of the weights, the untouched model is the teacher.",
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="The model to erase from; it stays as it is, a changed clone comes out."
-                ),
-                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
+                *model_inputs(),
                 Concepts.Input("concepts", tooltip="What to erase and what to preserve."),
                 io.Int.Input(
                     "steps",
@@ -147,8 +145,7 @@ class LetheTrain(io.ComfyNode):
                 method_input("recipe", specs, "The published recipe to use; esd is a sane start."),
             ],
             outputs=[
-                io.Model.Output("model", tooltip="The model with the concepts erased."),
-                io.Clip.Output("clip", tooltip="The text encoder; changed only by recipes that train it."),
+                *model_outputs(),
                 EraserSocket.Output(
                     "eraser", tooltip="The trained eraser, to save, share, apply elsewhere or go on from."
                 ),

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..algebra.context import TEMPLATES
+from ..algebra import parameters
 from ..spec import Parameter, Value
+from .full import Full
+from .low_rank import LowRank
 from .moment import STUDENT, TEACHER, Scene
+from .operator import Operator
 from .rollout import Rollout
+from .trainables import Parameterisation
 
+FULL, LOW_RANK, OPERATOR = "full", "low rank", "operator"
 KEPT, FRESH = "kept", "fresh"
 STUDENT_FRESH, FRESH_AVERAGE = "fresh, student", "fresh, average"
 
@@ -25,6 +30,24 @@ def where(default: str, choices: tuple[str, ...], published: str) -> Parameter:
     )
 
 
+def form(default: str) -> Parameter:
+    """What the chosen layers are changed by."""
+    return Parameter(
+        "form",
+        default,
+        "What is trained: the chosen layers' weights freely (full), by matrices of the rank given (low rank), or one "
+        f"map of the text features for all layers, whatever the sites, of that rank (operator). {default} as published. "
+        "Low rank and operator want ten times the learning rate of full, or more.",
+        choices=(FULL, LOW_RANK, OPERATOR),
+    )
+
+
+def parameters_of(settings: Mapping[str, Value]) -> Parameterisation:
+    """What `form` and `sites` describe."""
+    where = str(settings["sites"])
+    return {FULL: Full(where), LOW_RANK: LowRank(where), OPERATOR: Operator()}[str(settings["form"])]
+
+
 def eta(default: float, published: str) -> Parameter:
     """Strength of the negative guidance in the target."""
     return Parameter(
@@ -39,13 +62,7 @@ def eta(default: float, published: str) -> Parameter:
 
 def templates(default: str = "none") -> Parameter:
     """Sentences a concept is erased in."""
-    return Parameter(
-        "templates",
-        default,
-        "Sentences the concept is also erased in: none, or those for objects and people, for art styles, or for "
-        "attributes such as a colour.",
-        choices=tuple(TEMPLATES),
-    )
+    return parameters.templates(default)
 
 
 def cfg(default: float) -> Parameter:

@@ -35,7 +35,6 @@ from ..learn.wider import Wider
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 
-FULL, LOW_RANK = "full", "low rank"
 _KEPT = "kept"
 
 
@@ -59,10 +58,10 @@ class AdvUnlearn:
             ),
             Parameter(
                 "form",
-                FULL,
+                shared.FULL,
                 "Whether layers change freely (full, published) or by matrices of the rank given (low rank), which "
                 "makes a small eraser.",
-                choices=(FULL, LOW_RANK),
+                choices=(shared.FULL, shared.LOW_RANK),
             ),
             shared.eta(1.0, "1 as published"),
             Parameter(
@@ -148,7 +147,7 @@ class AdvUnlearn:
             str(settings["start"]),
         )
         kept: Rollout = shared.rollout_of(settings, kept_scenes(task), {_KEPT: (0.0, 1.0)})
-        where, full = str(settings["sites"]), settings["form"] == FULL
+        where, full = str(settings["sites"]), settings["form"] == shared.FULL
         return Plan(
             parameters=Full(where, TEXT) if full else LowRank(where, part=TEXT),
             sources=(rolled, Wider(kept, int(settings["kept_rows"]))),

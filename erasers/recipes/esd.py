@@ -5,7 +5,8 @@ The student's prediction for the concept becomes the teacher's, guided away from
     y = T(null) - eta [T(concept) - T(null)],    L = mse(S(concept), y)
 
 on latents that are denoised under the concept up to a random level. `x` trains the cross-attention, `u` everything
-else, `self` the self-attention.
+else, `self` the self-attention. Beside whole differences of weights this trains, as no published program does, one map
+of the text features that all layers share (`form`).
 
 Differs from the official programs: latents are at the very level that the model is told, which in the first one they
 are not; they come from the untouched model and are used again (`latents` tells otherwise); biases and norms are not
@@ -18,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..learn import settings as shared
-from ..learn.full import Full
 from ..learn.plan import Plan, Schedule
 from ..learn.regress import negative_guidance
 from ..learn.scenes import concept_scenes
@@ -48,15 +48,16 @@ class ESD:
             shared.cfg(3.0),
             shared.sampling_steps(50),
             shared.trajectories(),
+            shared.form(shared.FULL),
         ),
     )
-    schedule = Schedule(steps=1000, rate=1e-5)
-    small = Schedule(steps=60, rate=2e-4, batch=4)
+    schedule = Schedule(steps=1000, rate=1e-5, rank=16)
+    small = Schedule(steps=60, rate=2e-4, batch=4, rank=16)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         scenes = concept_scenes(task, str(settings["templates"]))
         return Plan(
-            parameters=Full(str(settings["sites"])),
+            parameters=shared.parameters_of(settings),
             sources=(shared.rollout_of(settings, scenes),),
             terms=(negative_guidance(float(settings["eta"])),),
         )

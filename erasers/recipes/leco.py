@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..learn import settings as shared
-from ..learn.low_rank import LowRank
 from ..learn.moment import ANCHOR, CONCEPT, NULL
 from ..learn.plan import ADAMW, Plan, Schedule
 from ..learn.poles import pole_shift
@@ -67,6 +66,7 @@ class LECO:
             shared.cfg(3.0),
             shared.sampling_steps(50),
             shared.trajectories(),
+            shared.form(shared.LOW_RANK),
         ),
     )
     schedule = Schedule(steps=500, rate=1e-4, rank=4, optimizer=ADAMW, decay=0.01)
@@ -77,7 +77,7 @@ class LECO:
         replaced = settings["neutral"] == REPLACEMENT and any(concept.replacement for concept in task.concepts.erase)
         by = float(settings["eta"]) * (1 if settings["action"] == STRENGTHEN else -1)
         return Plan(
-            parameters=LowRank(str(settings["sites"])),
+            parameters=shared.parameters_of(settings),
             sources=(shared.rollout_of(settings, scenes),),
             terms=(Regress(pole_shift(ANCHOR if replaced else NULL, CONCEPT, NULL, by)),),
         )

@@ -56,3 +56,12 @@ def test_training_brings_the_loss_down_and_leaves_the_model_alone() -> None:
     after = task.model.unet.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert set(found.eraser.adapters) and all(name.endswith(".weight") for name in found.eraser.adapters)
+
+
+@pytest.mark.parametrize(("form", "parts"), [("operator", {"context"}), ("low rank", {"adapters"})])
+def test_a_map_of_the_text_features_and_matrices_of_low_rank_learn_too(form: str, parts: set[str]) -> None:
+    task = tiny_task()
+    settings = {"sampling_steps": 6, "trajectories": 2, "form": form}
+    found = train(task, job_of("esd", task, settings, steps=60, rate=1e-2, rank=4))
+    assert sum(found.losses["erase"][-5:]) < 0.8 * sum(found.losses["erase"][:5])
+    assert {part for part in ("context", "adapters", "text_encoder") if getattr(found.eraser, part)} == parts
