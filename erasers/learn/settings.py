@@ -36,8 +36,8 @@ def form(default: str) -> Parameter:
         "form",
         default,
         "What is trained: the chosen layers' weights freely (full), by matrices of the rank given (low rank), or one "
-        f"map of the text features for all layers, whatever the sites, of that rank (operator). {default} as published. "
-        "Low rank and operator want ten times the learning rate of full, or more.",
+        "map of the text features for all layers, whatever the sites, of that rank (operator). Low rank and operator "
+        f"want ten times the learning rate of full, or more. Published: {default}.",
         choices=(FULL, LOW_RANK, OPERATOR),
     )
 
