@@ -174,7 +174,7 @@ class DiffusersModel:
             if checkpoint:
                 stack.enter_context(checkpointed(self.unet))
             device = self.unet.device.type
-            stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16 or self.autocast))
+            stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))
             yield
 
     def predict(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:

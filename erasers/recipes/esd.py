@@ -52,7 +52,7 @@ class ESD:
         ),
     )
     schedule = Schedule(steps=1000, rate=1e-5, rank=16)
-    small = Schedule(steps=60, rate=2e-4, batch=4, rank=16)
+    small = Schedule(steps=150, rate=6e-4, batch=4, rank=16)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         scenes = concept_scenes(task, str(settings["templates"]))

@@ -31,7 +31,7 @@ LIMIT = 1200.0
 """Seconds that one workflow may take."""
 LONG = {"leaderboard"}
 """Workflows of half an hour; what they do is shown by another."""
-RESEARCH = {"from_pictures", "membranes", "robust_text_encoder", "slider"}
+RESEARCH = {"from_pictures", "membranes", "robust_text_encoder", "slider", "train_esd"}
 """Workflows that show a training recipe whatever it loses: what they keep is reported, and not held against them."""
 ERASING = "erase_"
 """Workflows of this name promise that the concept is gone; the others show something else, and are only reported."""
