@@ -21,7 +21,7 @@ CONCEPTS = ConceptList(preserve=("tree", "a green box")).with_concept(Concept("b
 FEWER = {
     "concept_prune": {"steps": 4, "tau": 2, "pictures": 1, "rho": 0.3, "spare": 2},
     "leace": {"samples": 60},
-    "ssd": {"pictures": 8, "draws": 2, "steps": 4},
+    "ssd": {"pictures": 16, "draws": 4, "steps": 10},
     "slug": {"pictures": 4, "held": 6, "probes": 4, "steps": 4, "cfg": 4.0, "evaluations": 4},
     "uce_debias": {"pictures": 5, "rounds": 2, "steps": 4, "step_size": 1.0},
 }
