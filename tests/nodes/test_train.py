@@ -136,7 +136,7 @@ def test_running_out_of_memory_leaves_the_model_as_it_was(demo: Any, monkeypatch
 def test_an_eraser_that_is_there_already_or_does_not_fit_is_refused(demo: Any, trained: Any) -> None:
     with pytest.raises(SettingError, match="already carries"):
         run((trained[0], demo[1]), resume=trained[2])
-    with pytest.raises(TrainingError, match="state"):
+    with pytest.raises(TrainingError, match="other settings"):
         run(demo, resume=trained[2], recipe={**QUICK, "sites": "self"})
     bare = run(demo, steps=2, keep_state=False)[2]
     assert not bare.training
