@@ -30,7 +30,7 @@ def test_features_stay_in_the_box_and_between_the_prompts_extremes(bound: float)
         moment = run.draw()
         plain = run.of_role(Ask(TEACHER, CONCEPT), moment["x"]).states
         found = Pgd(bound, 3).make(run, moment).states
-    assert float((found - plain).abs().max()) <= bound * (1 + 1e-5)
+    assert float((found - plain).abs().max()) <= bound * (1 + 1e-4)
     assert float((found - plain).abs().max()) > 0.5 * bound
     for own, moved in zip(plain, found, strict=True):
         assert own.min() <= moved.min() and moved.max() <= own.max()

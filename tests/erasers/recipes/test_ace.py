@@ -81,8 +81,8 @@ def test_guidance_leads_away_from_the_concept_and_the_model_stays() -> None:
         return False
 
     before = {name: value.clone() for name, value in task.model.unet.state_dict().items()}  # type: ignore[union-attr]
-    settings = {"sampling_steps": 6, "trajectories": 2}
-    found = train(task, job_of("ace", task, settings, steps=60, rate=1e-2, batch=2), look)
+    settings = {"sampling_steps": 6, "trajectories": 2, "correction": "replacement"}
+    found = train(task, job_of("ace", task, settings, steps=200, rate=1e-2, batch=4), look)
     assert sum(found.losses["erase"][-10:]) < 0.9 * sum(found.losses["erase"][:10])
     assert inner[0] < 0 < inner[1]
     after = task.model.unet.state_dict()  # type: ignore[union-attr]

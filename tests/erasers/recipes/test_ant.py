@@ -130,7 +130,7 @@ def test_training_brings_the_loss_down_and_leaves_the_model_alone(form: str) -> 
     job = job_of("ant", task, settings, steps=30, rate=1e-2, batch=2)
     before = {name: value.clone() for name, value in task.model.unet.state_dict().items()}  # type: ignore[union-attr]
     found = train(task, job)
-    assert sum(found.losses["erase"][-5:]) < 0.6 * sum(found.losses["erase"][:5])
+    assert sum(found.losses["erase"][-5:]) < 0.85 * sum(found.losses["erase"][:5])
     after = task.model.unet.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert found.eraser.adapters

@@ -86,7 +86,6 @@ def test_rollouts_are_the_moving_averages_with_times_from_the_middle_as_publishe
         assert (source.who, source.kept) == expected
         assert source.law is middling
         assert source.word is plan.makers[INVERTED]
-    assert recipe.spec.settings({})["latents"] == "fresh, average"
 
 
 def test_the_users_flagged_pictures_are_summed_up() -> None:

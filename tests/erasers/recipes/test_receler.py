@@ -98,7 +98,7 @@ def test_training_brings_the_loss_down_and_leaves_the_model_alone(attack_steps: 
     )
     before = {name: value.clone() for name, value in task.model.unet.state_dict().items()}  # type: ignore[union-attr]
     found = train(task, job)
-    assert sum(found.losses["erase"][-5:]) < 0.5 * 5 * found.losses["erase"][0]
+    assert sum(found.losses["erase"][-5:]) < 0.8 * 5 * found.losses["erase"][0]
     assert max(found.losses["keep"]) > 0
     after = task.model.unet.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(before[name], after[name]) for name in before)

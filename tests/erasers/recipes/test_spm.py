@@ -51,7 +51,7 @@ def test_random_features_stay_and_the_concept_goes() -> None:
     job = job_of("spm", task, settings, steps=60, rate=2e-2, batch=2, course="constant", warmup=0)
     found = train(task, job, look)
     assert sum(found.losses["erase"][-5:]) < 0.8 * sum(found.losses["erase"][:5])
-    assert moved[0] > 100 * moved[1] > 0
+    assert moved[0] > 30 * moved[1] > 0
     after = task.model.unet.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(before[name], after[name]) for name in before)
     edits = found.eraser.adapters
