@@ -311,7 +311,7 @@ def attach_modules(unet: nn.Module, eraser: Eraser, strength: float = 1.0) -> li
         raise FamilyError(f"The model has no layer '{missing[0]}'.", "Load the model that the eraser was made for.")
 
     def beside(own: Bottleneck) -> Hook:
-        return lambda _module, _args, output: own.to(states_of(output).device).apply(states_of(output), strength)
+        return lambda _module, _args, output: own.apply(states_of(output), strength)
 
     placed = [(layers[f"{name}.to_out.0"], beside(own)) for name, own in eraser.modules.items()]
     return [layer.register_forward_hook(hook) for layer, hook in placed]

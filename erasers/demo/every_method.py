@@ -14,6 +14,7 @@ from ..errors import LetheError
 from ..registry import methods
 from .gallery import Gallery
 from .grammar import CHARACTERS, COLOURS, OBJECTS, STYLES, Word
+from .making import ALONE
 from .trial import Bench, Case, Gone, Kept
 
 KEEP = ConceptList(lists=("demo-world",))
@@ -39,8 +40,6 @@ TWENTY = (
     *_cases("style", STYLES, ("flat", "striped")),
     *_cases("character", CHARACTERS, ("mopo",)),
 )
-_ALONE = {"uce_debias"}
-"""Methods that erase nothing and have a table of their own."""
 
 
 VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
@@ -53,7 +52,7 @@ VARIANTS: dict[str, tuple[dict[str, object], ...]] = {
 def every_method(bench: Bench, names: Sequence[str] = ()) -> list[dict[str, object]]:
     """A row per method, settings and number of concepts; `names` of methods, all when empty."""
     rows = []
-    for name in names or [name for name in methods() if name not in _ALONE]:
+    for name in names or [name for name in methods() if name not in ALONE]:
         for settings in ({}, *VARIANTS.get(name, ())):
             for cases in ([[case] for case in ONE], [list(TWENTY)]):
                 rows.append(_row(bench, name, settings, cases))

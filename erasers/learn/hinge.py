@@ -7,14 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..errors import SettingError
 from .moment import MAIN, STUDENT, Ask, Moment
 from .plan import ERASE
+from .regress import Target, check_target
 from .run import Run
-
-_SUM = 1e-6
-Target = Mapping[tuple[str, str], float]
-"""Weights of predictions by (source, role); they sum to 1."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +36,7 @@ class Hinge:
 
     def __post_init__(self) -> None:
         for target in (self.prefer, self.reject):
-            if abs(sum(target.values()) - 1) > _SUM:
-                total = sum(target.values())
-                raise SettingError(f"A target's weights add up to {total:g}.", "They have to add up to 1.")
+            check_target(target)
 
     def asks(self) -> Sequence[Ask]:
         named = [key for target in (self.prefer, self.reject) for key, weight in target.items() if weight]

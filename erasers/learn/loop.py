@@ -161,7 +161,7 @@ class _Loop:
                 break
             total = sum(values.values())
             if not math.isfinite(total) or (len(self.losses[ERASE]) >= _FIRST and total > _EXPLODED * self.highest):
-                good = self._fall_back(good, total)
+                self._fall_back(good, total)
                 break
             if len(self.losses[ERASE]) < _FIRST:
                 self.highest = max(self.highest, abs(total), 1e-6)
@@ -236,7 +236,7 @@ class _Loop:
         for name, average in self.run.averages.items():
             average.lerp_(self.run.trainables.tensors[name], 1 - schedule.average)
 
-    def _fall_back(self, good: dict[str, Tensor], total: float) -> dict[str, Tensor]:
+    def _fall_back(self, good: Mapping[str, Tensor], total: float) -> None:
         step = self.run.step + 1
         if not self.losses[ERASE]:
             raise TrainingError(
@@ -245,7 +245,6 @@ class _Loop:
             )
         self._load(good)
         self.ended = f"the loss was {total:g} at step {step}; what step {self.run.step} had learned is kept"
-        return good
 
     def _state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""

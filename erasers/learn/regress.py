@@ -16,29 +16,37 @@ from .space import own_space
 _SUM = 1e-6
 
 
+Target = Mapping[tuple[str, str], float]
+"""Weights of predictions by (source, role); they sum to 1, so that it is the same in every prediction space."""
+
+
+def check_target(target: Target) -> None:
+    """SettingError for a target whose weights do not sum to 1."""
+    total = sum(target.values())
+    if abs(total - 1) > _SUM:
+        raise SettingError(f"A target's weights add up to {total:g}.", "They have to add up to 1.")
+
+
 @dataclass(frozen=True)
 class Regress:
     """Mean squared error between the student's prediction and a linear target, over all elements.
 
     Attributes:
-        target: weights of predictions by (source, role); they sum to 1, so that the target is the same in every
-            prediction space.
+        target: what it is pulled towards.
         student: role whose prediction is trained.
         at: name of the latents.
         weight: factor in the loss.
         aim: ERASE or KEEP.
     """
 
-    target: Mapping[tuple[str, str], float]
+    target: Target
     student: str = CONCEPT
     at: str = MAIN
     weight: float = 1.0
     aim: str = ERASE
 
     def __post_init__(self) -> None:
-        total = sum(self.target.values())
-        if abs(total - 1) > _SUM:
-            raise SettingError(f"A target's weights add up to {total:g}.", "They have to add up to 1.")
+        check_target(self.target)
 
     def asks(self) -> Sequence[Ask]:
         teachers = [Ask(source, role, self.at) for (source, role), weight in self.target.items() if weight]
