@@ -21,7 +21,7 @@ from lethe.erasers.result import Eraser
 from lethe.erasers.store.eraser_file import PARTS, load_eraser, save_eraser
 from lethe.erasers.task import Task
 from torch import Tensor
-from toy_trainee import BALL, job_of, tiny_task
+from toy_trainee import BALL, job_of, shortened_settings, tiny_task
 
 SHORT: dict[str, Any] = {
     "sampling_steps": 4,
@@ -43,10 +43,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def job(name: str, task: Task, **schedule: Any) -> Job:
-    known = {parameter.name: parameter for parameter in recipes()[name].spec.parameters}
-    counts = {key for key in SHORT if key in known and isinstance(known[key].default, int)}
-    short = {key: max(SHORT[key], int(known[key].minimum)) for key in counts}
-    return job_of(name, task, short, **{"steps": STEPS, "batch": 2, **schedule})
+    return job_of(name, task, shortened_settings(name, SHORT), **{"steps": STEPS, "batch": 2, **schedule})
 
 
 @cache

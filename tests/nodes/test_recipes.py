@@ -14,6 +14,7 @@ from lethe.erasers.errors import SettingError
 from lethe.erasers.learn.loop import Job, train
 from lethe.erasers.registry import recipes
 from torch import Tensor
+from toy_trainee import shortened_settings
 
 CONCEPTS = ConceptList((Concept("ball", "box"),), preserve=("a tree", "a green heart"))
 SHORT: dict[str, Any] = {
@@ -32,10 +33,8 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def short(name: str) -> dict[str, Any]:
-    known = {parameter.name: parameter for parameter in recipes()[name].spec.parameters}
-    counts = {key for key in SHORT if key in known and isinstance(known[key].default, int)}
-    return {key: max(SHORT[key], int(known[key].minimum)) for key in counts}
+def short(name: str) -> dict[str, int]:
+    return shortened_settings(name, SHORT)
 
 
 def run(demo: Any, name: str, **given: Any) -> Any:

@@ -58,6 +58,13 @@ def tiny_task(concepts: ConceptList = BALL, prediction: str = "epsilon", **given
     return Task(concepts, model.family, world().encoder, model.encode, model, **given)
 
 
+def shortened_settings(name: str, short: Mapping[str, int]) -> dict[str, int]:
+    """Of `short`, the counts that a recipe has settings for, none below its minimum."""
+    known = {parameter.name: parameter for parameter in recipe_named(name).spec.parameters}
+    counts = {key for key in short if key in known and isinstance(known[key].default, int)}
+    return {key: max(short[key], int(known[key].minimum)) for key in counts}
+
+
 def job_of(name: str, task: Task, settings: Mapping[str, Any] | None = None, **schedule: Any) -> Job:
     """A job of a recipe with its schedule for small models, changed as given."""
     recipe = recipe_named(name)
