@@ -23,7 +23,13 @@ TEMPLATES = {
     "object": ("{}", "image of {}", "photo of {}", "portrait of {}", "picture of {}", "painting of {}"),
     "style": ("{}", "painting by {}", "art by {}", "artwork by {}", "picture by {}", "style of {}"),
     "attribute": ("{}", "{} style", "in {} style", "a {} thing", "a picture of a {} thing"),
+    "scenes": (
+        *("{}", "a photo of a {}", "a small red {}", "a large green {} at night", "a drawing of a blue {}"),
+        *("a yellow {} in a meadow", "a {} in the desert", "a picture of a {} at sunset", "a small purple {} on paper"),
+        *("a painting of a large pink {}", "an orange {} in a meadow", "an image of a cyan {} at night"),
+    ),
 }
+"""Sentences by kind. The last are for what is trained: a model that saw the bare name may learn only that prompt."""
 
 
 @dataclass(frozen=True)

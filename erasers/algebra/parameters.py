@@ -37,8 +37,8 @@ def templates(default: str) -> Parameter:
     return Parameter(
         "templates",
         default,
-        "Sentences the concept is also erased in: none, or those for objects and people, for art styles, or for "
-        "attributes such as a colour.",
+        "Sentences the concept is also erased in: none, those for objects and people (object), for art styles (style), "
+        "for attributes such as a colour (attribute), or longer ones with colours, sizes and places (scenes).",
         choices=tuple(TEMPLATES),
     )
 

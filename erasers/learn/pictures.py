@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .law import Law, evenly
 from .moment import CONCEPT, MAIN, NULL, Latents, Scene
-from .rollout import levels, roll
+from .rollout import in_parts, levels, roll
 from .run import Run
 from .space import mixed
-
-_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -23,15 +22,6 @@ class Clean:
     latents: Tensor
     scenes: tuple[Scene, ...]
     regions: Tensor | None = None
-
-
-Law = Callable[[int, torch.Generator], Tensor]
-"""Draws how far sampling has come, `[n]` in 0 (all noise) to 1, for n pictures."""
-
-
-def evenly(count: int, generator: torch.Generator) -> Tensor:
-    """Every time alike."""
-    return torch.rand(count, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -82,10 +72,10 @@ class Pictures:
         noise = torch.randn(self.count, *run.model.latent_shape(), generator=generator)
         sigmas = levels(run.model, self.steps)
         parts = []
-        for start in range(0, self.count, _ROWS):
-            some = scenes[start : start + _ROWS]
+        for part in in_parts(self.count):
+            some = scenes[part]
             said = run.features([scene[self.role] for scene in some])
             unsaid = run.features([scene.get(NULL, "") for scene in some])
-            x = noise[start : start + _ROWS] * sigmas[0]
+            x = noise[part] * sigmas[0]
             parts.append(roll(run.model, run.teacher, x, sigmas, said, unsaid, self.cfg))
         return Clean(torch.cat(parts), scenes)

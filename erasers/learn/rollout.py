@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from ..model import Model
+from .law import Law
 from .moment import AVERAGE, CONCEPT, MAIN, NULL, TEACHER, Features, Latents, Scene
 from .run import Run
 from .space import denoised_from, wide
 
 _ROWS = 8
 """Trajectories that are rolled out at a time."""
+Says = Callable[[Run, Sequence[Scene]], Features]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Rollout:
         kept: trajectories of the teacher that are kept and drawn from; 0 to roll out anew at every step, up to the
             level that is drawn, as the published programs do.
         zones: the parts of the trajectory that latents are drawn from, by the latents' name, as shares of its steps.
+        law: of the times in those parts; None for every step alike.
+        says: gives the features that it is rolled out under, where no prompt has them; None for the role's prompts.
     """
 
     scenes: tuple[Scene, ...]
@@ -48,6 +52,8 @@ class Rollout:
     against: str = NULL
     kept: int = 16
     zones: Mapping[str, tuple[float, float]] | None = None
+    law: Law | None = None
+    says: Says | None = None
 
     def draw(self, run: Run, rows: int) -> Mapping[str, Latents]:
         places = {name: self._places(run, zone, rows) for name, zone in (self.zones or {MAIN: (0.0, 1.0)}).items()}
@@ -63,6 +69,8 @@ class Rollout:
     def _places(self, run: Run, zone: tuple[float, float], rows: int) -> Tensor:
         low = round(zone[0] * self.steps)
         high = max(low + 1, round(zone[1] * self.steps))
+        if self.law is not None:
+            return low + (self.law(rows, run.generator) * (high - low)).long().clamp(max=high - low - 1)
         return torch.randint(low, high, (rows,), generator=run.generator)
 
     def _from_kept(self, run: Run, places: Mapping[str, Tensor], rows: int) -> Mapping[str, Latents]:
@@ -76,13 +84,11 @@ class Rollout:
         scenes = tuple(self.scenes[order[i % len(order)]] for i in range(self.kept))
         noise = torch.randn(self.kept, *run.model.latent_shape(), generator=generator)
         last = max(round(high * self.steps) for _, high in (self.zones or {MAIN: (0.0, 1.0)}).values()) - 1
-        parts = [self._roll(run, noise[i : i + _ROWS], scenes[i : i + _ROWS], last) for i in range(0, self.kept, _ROWS)]
-        return Path.joined(parts)
+        return Path.joined([self._roll(run, noise[part], scenes[part], last) for part in in_parts(self.kept)])
 
     def _roll(self, run: Run, noise: Tensor, scenes: tuple[Scene, ...], last: int) -> Path:
         """The latents of every step up to `last`, and the teacher's predictions there where it is the teacher's."""
         sigmas = levels(run.model, self.steps)
-        prompts = [[scene.get(role, "") for scene in scenes] for role in (self.role, self.against)]
         steps, known = [], []
 
         def keep(x: Tensor, own: tuple[Tensor, Tensor]) -> None:
@@ -91,11 +97,15 @@ class Rollout:
 
         look = run.teacher if self.who == TEACHER else run.student
         with torch.no_grad(), run.averaged() if self.who == AVERAGE else nullcontext():
-            said, unsaid = (run.features(lines, self.who) for lines in prompts)
+            said = self.says(run, scenes) if self.says else self._features(run, scenes, self.role)
+            unsaid = self._features(run, scenes, self.against)
             roll(run.model, look, noise * sigmas[0], sigmas[: last + 2], said, unsaid, self.cfg, keep)
-        parts = {self.role: 0, self.against: 1} if self.who == TEACHER else {}
+        parts = {} if self.who != TEACHER else {self.against: 1} if self.says else {self.role: 0, self.against: 1}
         stacked = {role: torch.stack([pair[index] for pair in known], 1) for role, index in parts.items()}
         return Path(torch.stack(steps, 1), sigmas[: len(steps)], noise, scenes, stacked)
+
+    def _features(self, run: Run, scenes: tuple[Scene, ...], role: str) -> Features:
+        return run.features([scene.get(role, "") for scene in scenes], self.who)
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,11 @@ class Path:
         known = {role: tensor[chosen, places] for role, tensor in self.known.items()}
         scenes = tuple(self.scenes[i] for i in chosen.tolist())
         return Latents(self.x[chosen, places], self.sigmas[places], scenes, noise=self.noise[chosen], known=known)
+
+
+def in_parts(count: int) -> list[slice]:
+    """The trajectories that are rolled out at a time."""
+    return [slice(start, min(count, start + _ROWS)) for start in range(0, count, _ROWS)]
 
 
 def levels(model: Model, steps: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -67,11 +67,15 @@ class Run:
             self._found[id(owner)] = make()
         return self._found[id(owner)]
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """The student acts with its moving average while the block runs."""
+        return self.acting_as(self.averages)
+
+    @contextmanager
+    def acting_as(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """The student acts with other tensors of the same names while the block runs."""
         own = dict(self.trainables.tensors)
-        self.trainables.tensors.update(self.averages)
+        self.trainables.tensors.update(tensors)
         try:
             yield
         finally:

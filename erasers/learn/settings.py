@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ..algebra import parameters
 from ..spec import Parameter, Value
@@ -60,9 +61,10 @@ def eta(default: float, published: str) -> Parameter:
     )
 
 
-def templates(default: str = "none") -> Parameter:
+def templates(default: str = "scenes", published: str = "the bare name (none)") -> Parameter:
     """Sentences a concept is erased in."""
-    return parameters.templates(default)
+    found = parameters.templates(default)
+    return replace(found, tooltip=f"{found.tooltip} Start with {default}; published: {published}.")
 
 
 def cfg(default: float) -> Parameter:

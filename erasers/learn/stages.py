@@ -2,49 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .moment import STUDENT, Ask, Latents, Moment
 from .plan import Source, Term
 from .run import Run
-
-
-@dataclass(frozen=True)
-class Switch:
-    """When the second stage begins.
-
-    Attributes:
-        share: of a training's steps that the first takes, 0 to 1.
-        name: under which the student of that moment is remembered.
-    """
-
-    share: float
-    name: str = "first stage"
-
-    def thrown(self, run: Run) -> bool:
-        """Whether the second stage has begun; once it has, it stays so in a longer run that goes on from here."""
-        return self._key("") in run.memory or run.step >= round(self.share * run.schedule.steps)
-
-    @contextmanager
-    def before(self, run: Run) -> Iterator[None]:
-        """The student acts as it did when the second stage began, while the block runs; only once that has begun."""
-        own = dict(run.trainables.tensors)
-        if self._key("") not in run.memory:
-            run.memory |= {self._key(name): tensor.detach().clone() for name, tensor in own.items()}
-            run.memory[self._key("")] = torch.tensor(run.step)
-        run.trainables.tensors.update({name: run.memory[self._key(name)].to(own[name].device) for name in own})
-        try:
-            yield
-        finally:
-            run.trainables.tensors.update(own)
-
-    def _key(self, name: str) -> str:
-        return f"{self.name}.{name}"
+from .switch import Switch
 
 
 @dataclass(frozen=True)
@@ -85,6 +51,6 @@ class StagedTerm:
         if not self.switch.thrown(run):
             return self.first.loss(run, moment, run.seen(self.first.asks(), moment))
         asks = self.then.asks()
-        with self.switch.before(run):
+        with run.acting_as(self.switch.tensors(run)):
             found = run.seen([ask for ask in asks if ask.source != STUDENT], moment)
         return self.then.loss(run, moment, found | run.seen([ask for ask in asks if ask.source == STUDENT], moment))

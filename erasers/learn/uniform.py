@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .law import Law, evenly
 from .moment import MAIN, Latents, Scene
-from .pictures import Law, evenly
 from .run import Run
 from .space import mixed
 

@@ -29,6 +29,7 @@ from ..learn.regress import negative_guidance, same
 from ..learn.rollout import Rollout
 from ..learn.scenes import concept_scenes, kept_scenes
 from ..learn.soft_tokens import BETWEEN, LATEST, PREFIX, RANDOM, Attacked, SoftTokens
+from ..learn.switch import Switch
 from ..learn.trainables import TEXT
 from ..learn.where import TEXT_ALL, TEXT_FEW
 from ..learn.wider import Wider
@@ -151,7 +152,7 @@ class AdvUnlearn:
         return Plan(
             parameters=Full(where, TEXT) if full else LowRank(where, part=TEXT),
             sources=(rolled, Wider(kept, int(settings["kept_rows"]))),
-            makers={ATTACKED: After(adversary, float(settings["plain"]))},
+            makers={ATTACKED: After(adversary, Switch(float(settings["plain"])))},
             terms=(
                 Attacked(negative_guidance(float(settings["eta"]), ATTACKED), adversary),
                 same(CONCEPT, float(settings["gamma"]), _KEPT),

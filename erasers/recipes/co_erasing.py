@@ -31,7 +31,8 @@ from ..learn.plan import ERASE, Plan, Schedule
 from ..learn.refine import SHOWN, Illustrated
 from ..learn.regress import Regress, negative_guidance
 from ..learn.scenes import concept_scenes
-from ..learn.stages import StagedSource, StagedTerm, Switch
+from ..learn.stages import StagedSource, StagedTerm
+from ..learn.switch import Switch
 from ..learn.where import ALL, CROSS, NOT_CROSS
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task

@@ -70,7 +70,7 @@ class ConceptAblation:
                 maximum=10.0,
                 step=0.01,
             ),
-            shared.templates("object"),
+            shared.templates(published="200 sentences written for each concept"),
             shared.pictures(64, "200 to 1000 as published, which draw from more prompts"),
             shared.cfg(6.0),
             shared.sampling_steps(25),
@@ -84,7 +84,7 @@ class ConceptAblation:
         ),
     )
     schedule = Schedule(steps=100, rate=8e-6, batch=4, optimizer=ADAMW, decay=0.01)
-    small = Schedule(steps=120, rate=1.5e-4, batch=4, optimizer=ADAMW, decay=0.01)
+    small = Schedule(steps=120, rate=6e-4, batch=4, optimizer=ADAMW, decay=0.01)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         pictures = Pictures(

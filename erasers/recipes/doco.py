@@ -77,7 +77,7 @@ class DoCo:
                 "Lower leaves more steps to erase in.",
                 maximum=0.9,
             ),
-            shared.templates("object"),
+            shared.templates(published="sentences written for each concept"),
             shared.pictures(64, "200 to 1000 as published, which draw from more prompts"),
             shared.cfg(6.0),
             shared.sampling_steps(25),

@@ -71,7 +71,7 @@ class FewShot:
                 unit="pictures",
                 advanced=True,
             ),
-            shared.templates("object"),
+            shared.templates("object", "27 sentences for objects, 19 for styles"),
         ),
     )
     schedule = Schedule(steps=10, rate=1e-5, batch=2, betas=(0.9, 0.98), decay=1e-8)

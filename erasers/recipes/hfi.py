@@ -22,13 +22,14 @@ from collections.abc import Mapping
 from ..learn import settings as shared
 from ..learn.full import Full
 from ..learn.inversion import INVERTED, Fit, Word
+from ..learn.law import middling
 from ..learn.moment import AVERAGE, NULL, STILL, STUDENT, TEACHER
 from ..learn.pictures import Pictures
 from ..learn.plan import ADAMW, Plan, Schedule
 from ..learn.regress import Regress
+from ..learn.rollout import Rollout
 from ..learn.scenes import concept_scenes
 from ..learn.where import ALL, CROSS, NOT_CROSS, SELF
-from ..learn.word_rollout import WordRollout
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 
@@ -93,13 +94,14 @@ class HFI:
         flagged = Pictures(scenes, name="flagged", count=int(settings["pictures"]), given=True)
         word = Word(flagged, names, int(settings["vectors"]), fit)
         who = str(settings["latents"])
-        latents = WordRollout(
-            word,
+        latents = Rollout(
             scenes,
             float(settings["cfg"]),
             int(settings["sampling_steps"]),
             who=_WHO.get(who, TEACHER),
             kept=int(settings["trajectories"]) if who == shared.KEPT else 0,
+            law=middling,
+            says=word.features,
         )
         return Plan(
             parameters=Full(str(settings["sites"])),

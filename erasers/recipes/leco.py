@@ -70,7 +70,7 @@ class LECO:
         ),
     )
     schedule = Schedule(steps=500, rate=1e-4, rank=4, optimizer=ADAMW, decay=0.01)
-    small = Schedule(steps=60, rate=2e-3, batch=4, rank=4, optimizer=ADAMW, decay=0.01)
+    small = Schedule(steps=120, rate=1e-3, batch=4, rank=4, optimizer=ADAMW, decay=0.01)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         scenes = concept_scenes(task, str(settings["templates"]))

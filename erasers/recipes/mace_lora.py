@@ -27,9 +27,10 @@ from torch import Tensor
 from ..algebra.context import TEMPLATES
 from ..learn import settings as shared
 from ..learn.attention_norm import AttentionNorm
+from ..learn.law import evenly
 from ..learn.low_rank import LowRank
 from ..learn.moment import Latents
-from ..learn.pictures import Pictures, evenly
+from ..learn.pictures import Pictures
 from ..learn.places import ENDS, EVERY, named_scenes
 from ..learn.plan import ADAMW, Plan, Schedule
 from ..learn.region import OwnMaps
@@ -55,7 +56,7 @@ class MACELoRA:
         summary="Refines the tokens around the concept in closed form, then trains attention away from its own.",
         families=("demo",),
         parameters=(
-            shared.templates("object"),
+            shared.templates("object", "30 sentences"),
             Parameter(
                 "region",
                 INSIDE,
@@ -116,7 +117,7 @@ class Inside:
 
 
 def band(count: int, generator: torch.Generator) -> Tensor:
-    """Times mostly between 200 and 400 of 1000, as shares of sampling (a `pictures.Law`)."""
+    """Times mostly between 200 and 400 of 1000, as shares of sampling (a `Law`)."""
     times = torch.arange(_TIMES, dtype=torch.float64)
     weights = (0.05 * (times - 200)).sigmoid() - (0.05 * (times - 400)).sigmoid()
     drawn = torch.multinomial(weights, count, replacement=True, generator=generator)

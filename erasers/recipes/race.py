@@ -26,6 +26,7 @@ from ..learn.pgd import Pgd
 from ..learn.plan import Plan, Schedule
 from ..learn.regress import negative_guidance
 from ..learn.scenes import concept_scenes
+from ..learn.switch import Switch
 from ..learn.where import ALL, CROSS, KEYS_VALUES, NOT_CROSS, SELF
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
@@ -83,12 +84,15 @@ class RACE:
     small = Schedule(steps=50, rate=3e-4, batch=2)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
-        share, adversary = float(settings["plain"]), Pgd(float(settings["bound"]), int(settings["attack_steps"]))
+        switch, adversary = (
+            Switch(float(settings["plain"])),
+            Pgd(float(settings["bound"]), int(settings["attack_steps"])),
+        )
         return Plan(
             parameters=Full(str(settings["sites"])),
             sources=(shared.rollout_of(settings, concept_scenes(task, str(settings["templates"]))),),
-            makers={ATTACKED: After(adversary, share)},
-            terms=(negative_guidance(float(settings["eta"]), ATTACKED), Tether(share, float(settings["lasso"]))),
+            makers={ATTACKED: After(adversary, switch)},
+            terms=(negative_guidance(float(settings["eta"]), ATTACKED), Tether(switch, float(settings["lasso"]))),
         )
 
 

@@ -54,7 +54,7 @@ class RealEraLoRA:
                 "Weight of what is held, 0 to 100. Start at 0.3; the paper's is not known.",
                 maximum=100.0,
             ),
-            shared.templates("object"),
+            shared.templates("object", "not known"),
             shared.latents("Published: not known."),
             shared.cfg(3.0),
             shared.sampling_steps(50),

@@ -70,7 +70,7 @@ class SalUn:
                 "Higher keeps more.",
                 maximum=10.0,
             ),
-            shared.templates("object"),
+            shared.templates("object", "the names of a data set's classes"),
             shared.pictures(32, "800 as published"),
             Parameter(
                 "cfg",

@@ -66,9 +66,10 @@ def shortened_settings(name: str, short: Mapping[str, int]) -> dict[str, int]:
 
 
 def job_of(name: str, task: Task, settings: Mapping[str, Any] | None = None, **schedule: Any) -> Job:
-    """A job of a recipe with its schedule for small models, changed as given."""
+    """A job of a recipe with its schedule for small models, changed as given; of the bare name, unless told."""
     recipe = recipe_named(name)
-    checked = recipe.spec.settings(settings or {})
+    bare = {p.name: "none" for p in recipe.spec.parameters if p.name == "templates" and p.default == "scenes"}
+    checked = recipe.spec.settings({**bare, **(settings or {})})
     return Job(name, checked, recipe.plan(task, checked), replace(recipe.small, **schedule), seed=3)
 
 

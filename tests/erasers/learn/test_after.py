@@ -7,6 +7,7 @@ import torch
 from lethe.erasers.learn.after import After, Tether
 from lethe.erasers.learn.moment import CONCEPT, TEACHER, Ask, Features, Moment
 from lethe.erasers.learn.run import Run
+from lethe.erasers.learn.switch import Switch
 from toy_trainee import job_of, run_of, tiny_task
 
 
@@ -23,7 +24,7 @@ def _run(steps: int = 10) -> Run:
 
 
 def test_the_maker_comes_after_its_share_of_the_steps_and_stays() -> None:
-    run, block = _run(), After(Zeros(), 0.3)
+    run, block = _run(), After(Zeros(), Switch(0.3))
     seen = []
     with torch.no_grad(), run.active():
         moment = run.draw()
@@ -37,7 +38,7 @@ def test_the_maker_comes_after_its_share_of_the_steps_and_stays() -> None:
 
 
 def test_the_tether_measures_from_the_end_of_the_first_part() -> None:
-    run, term = _run(), Tether(0.5, 0.1)
+    run, term = _run(), Tether(Switch(0.5), 0.1)
     for tensor in run.trainables.tensors.values():
         tensor.fill_(1.0)
     assert float(term.loss(run, {}, {})) == 0 and not run.memory

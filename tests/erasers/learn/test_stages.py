@@ -18,7 +18,8 @@ from lethe.erasers.learn.refine import Illustrated, refined
 from lethe.erasers.learn.regress import Regress, negative_guidance
 from lethe.erasers.learn.run import Run
 from lethe.erasers.learn.scenes import concept_scenes
-from lethe.erasers.learn.stages import StagedSource, StagedTerm, Switch
+from lethe.erasers.learn.stages import StagedSource, StagedTerm
+from lethe.erasers.learn.switch import Switch
 from toy_trainee import tiny_task
 
 
@@ -63,20 +64,21 @@ def test_what_the_first_stage_made_is_remembered_as_it_was() -> None:
     with torch.no_grad(), run.active():
         shift(run, 0.05)
         run.step = 2
+        assert switch.thrown(run)
         then = run.seen([ask], moment)[ask]
-        with switch.before(run):
+        with run.acting_as(switch.tensors(run)):
             assert torch.equal(run.seen([ask], moment)[ask], then)
         shift(run, 0.05)
         now = run.seen([ask], moment)[ask]
         assert not torch.allclose(now, then, atol=1e-4)
-        with switch.before(run):
+        with run.acting_as(switch.tensors(run)):
             assert torch.equal(run.seen([ask], moment)[ask], then)
         assert torch.equal(run.seen([ask], moment)[ask], now)
-        remembered = {name: run.memory[f"first stage.{name}"] for name in run.trainables.tensors}
+        remembered = {name: run.memory[f"first part.{name}"] for name in run.trainables.tensors}
     longer = a_run(steps=100)
     longer.memory, longer.step = run.memory, 2
     assert switch.thrown(longer)
-    with switch.before(longer):
+    with longer.acting_as(switch.tensors(longer)):
         assert all(torch.equal(longer.trainables.tensors[name], value) for name, value in remembered.items())
     assert not any(tensor.any() for tensor in longer.trainables.tensors.values())
 

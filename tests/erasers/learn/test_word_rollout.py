@@ -8,13 +8,13 @@ import pytest
 import torch
 from lethe.erasers.learn.full import Full
 from lethe.erasers.learn.inversion import Fit, Word
+from lethe.erasers.learn.law import Law, middling
 from lethe.erasers.learn.moment import AVERAGE, MAIN, STUDENT, TEACHER, Latents
-from lethe.erasers.learn.pictures import Law, Pictures
+from lethe.erasers.learn.pictures import Pictures
 from lethe.erasers.learn.plan import Plan, Schedule
 from lethe.erasers.learn.rollout import Rollout, levels
 from lethe.erasers.learn.run import Run
 from lethe.erasers.learn.scenes import concept_scenes
-from lethe.erasers.learn.word_rollout import WordRollout, middling
 from toy_trainee import tiny_task
 
 
@@ -33,7 +33,7 @@ def drawn(vectors: int = 1, moved: str = "", rows: int = 3, **given: Any) -> tup
         tensor += 0.2
     word = Word(Pictures(scenes, count=2, steps=3), ("ball",), vectors, Fit(1, 0.3, 1))
     with torch.no_grad(), run.active():
-        return WordRollout(word, scenes, steps=5, **given).draw(run, rows)[MAIN], run
+        return Rollout(scenes, steps=5, says=word.features, **given).draw(run, rows)[MAIN], run
 
 
 def test_times_are_from_the_middle() -> None:
@@ -77,9 +77,8 @@ def test_kept_rollouts_are_made_once() -> None:
     task = tiny_task()
     scenes = concept_scenes(task, "none")
     run = Run(task, Plan(Full("cross"), (), ()), Schedule(1, 1e-3), seed=4)
-    source = WordRollout(
-        Word(Pictures(scenes, count=2, steps=3), ("ball",), fit=Fit(1, batch=1)), scenes, steps=5, kept=9
-    )
+    word = Word(Pictures(scenes, count=2, steps=3), ("ball",), fit=Fit(1, batch=1))
+    source = Rollout(scenes, steps=5, kept=9, says=word.features)
     with torch.no_grad(), run.active():
         source.draw(run, 2)
         spent = run.predictions

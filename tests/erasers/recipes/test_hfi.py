@@ -9,10 +9,11 @@ import pytest
 import torch
 from lethe.erasers.algebra.hooks import gradients
 from lethe.erasers.learn.inversion import INVERTED, Word
+from lethe.erasers.learn.law import middling
 from lethe.erasers.learn.loop import Job, train
 from lethe.erasers.learn.moment import AVERAGE, MAIN, NULL, STILL, STUDENT, TEACHER, Ask
+from lethe.erasers.learn.rollout import Rollout
 from lethe.erasers.learn.run import Run
-from lethe.erasers.learn.word_rollout import WordRollout, middling
 from lethe.erasers.registry import recipe_named
 from lethe.erasers.task import Task
 from toy_trainee import distance, gradient_names, job_of, run_of, tiny_task
@@ -82,10 +83,11 @@ def test_rollouts_are_the_moving_averages_with_times_from_the_middle_as_publishe
     for latents, expected in cases.items():
         plan = job(task, {"latents": latents}).plan
         (source,) = plan.sources
-        assert isinstance(source, WordRollout)
+        assert isinstance(source, Rollout)
         assert (source.who, source.kept) == expected
         assert source.law is middling
-        assert source.word is plan.makers[INVERTED]
+        word = plan.makers[INVERTED]
+        assert isinstance(word, Word) and source.says == word.features
 
 
 def test_the_users_flagged_pictures_are_summed_up() -> None:
