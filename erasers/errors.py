@@ -69,3 +69,9 @@ class TrainingError(LetheError):
     """Training cannot go on: its loss is not finite from the start, or a state to go on from does not fit."""
 
     __module__ = "lethe"
+
+
+class GuardError(LetheError):
+    """A guard cannot act on this model, this prompt or this sampling."""
+
+    __module__ = "lethe"

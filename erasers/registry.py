@@ -1,7 +1,7 @@
-"""Finds what the pack offers: every file with an entry in `methods/`, `recipes/`, `attacks/`, `probes/`, `families/`.
+"""Finds what the pack offers: each file with an entry in a folder of its kind (`methods/`, `recipes/`, `guards/`, ...).
 
-A method file defines `METHOD`, a recipe file `RECIPE`, an attack file `ATTACK`, a probe file `PROBE`, a family file
-`FAMILY`. There is no list to edit.
+A method file defines `METHOD`, a recipe file `RECIPE`, a guard file `GUARD`, an attack file `ATTACK`, a probe file
+`PROBE`, a family file `FAMILY`. There is no list to edit.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from .errors import SettingError
+from .guard import Guard
 from .learn.plan import Plan, Schedule
 from .probe import Probe
 from .result import Eraser
@@ -69,6 +70,12 @@ def recipes() -> Mapping[str, TrainingRecipe]:
 
 
 @cache
+def guards() -> Mapping[str, Guard]:
+    """Every guard by name."""
+    return MappingProxyType({entry.spec.name: entry for entry in _entries("guards", "GUARD")})
+
+
+@cache
 def families() -> Mapping[str, Family]:
     """Every model family by name."""
     return MappingProxyType({entry.name: entry for entry in _entries("families", "FAMILY")})
@@ -94,6 +101,11 @@ def method_named(name: str | None) -> Method:
 def recipe_named(name: str | None) -> TrainingRecipe:
     """Look a training recipe up; SettingError names those that exist."""
     return _named("recipe", name, recipes())
+
+
+def guard_named(name: str | None) -> Guard:
+    """Look a guard up; SettingError names those that exist."""
+    return _named("guard", name, guards())
 
 
 def attack_named(name: str | None) -> Attack:

@@ -16,6 +16,7 @@ class LetheExtension(ComfyExtension):
         from .erase import LetheApply, LetheErase
         from .evaluate import LetheEvaluate
         from .files import LetheLoad, LetheSave
+        from .guard import LetheGuard
         from .learn_word import LetheLearnWord
         from .report import LetheReport
         from .train import LetheTrain
@@ -28,6 +29,7 @@ class LetheExtension(ComfyExtension):
             LetheErase,
             LetheTrain,
             LetheLearnWord,
+            LetheGuard,
             LetheApply,
             LetheSave,
             LetheLoad,

@@ -62,7 +62,12 @@ def eta(default: float, published: str) -> Parameter:
 
 
 def templates(default: str = "scenes", published: str = "the bare name (none)") -> Parameter:
-    """Sentences a concept is erased in."""
+    """Sentences a concept is erased in.
+
+    The default departs from most published programs, which train on the bare name. A small model then learns that
+    prompt and not the concept: ESD's training of the demo model erased .3 to .7 of the ball from its name or short
+    sentences, .95 from these, in as many steps.
+    """
     found = parameters.templates(default)
     return replace(found, tooltip=f"{found.tooltip} Start with {default}; published: {published}.")
 

@@ -9,8 +9,9 @@ else, `self` the self-attention. Beside whole differences of weights this trains
 of the text features that all layers share (`form`).
 
 Differs from the official programs: latents are at the very level that the model is told, which in the first one they
-are not; they come from the untouched model and are used again (`latents` tells otherwise); biases and norms are not
-trained. The later official program calls 1 + eta what is eta here and in the paper.
+are not; they come from the untouched model and are used again (`latents` tells otherwise); prompts are sentences with
+the concept's names (`templates`), not the bare name; biases and norms are not trained. The later official program calls
+1 + eta what is eta here and in the paper.
 Official code read, not copied: rohitgandikota/erasing (MIT).
 """
 

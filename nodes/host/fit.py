@@ -9,12 +9,15 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...erasers.concepts import ConceptList
+from ...erasers.gate import fit_gate, likenesses
+from ...erasers.guard import Guard
 from ...erasers.measure.summary import summarise
 from ...erasers.registry import Method
 from ...erasers.result import Eraser
 from ...erasers.spec import Value
 from ...erasers.task import Task
 from .conditioning import encoder_fingerprint, text_encoder
+from .guarding import install
 from .model import HostModel
 from .patcher import applied_erasers
 from .runtime import LOG, grams
@@ -40,6 +43,21 @@ def fit_eraser(
         task = task_of(model, clip, concepts, pooled, vae, vision)
         eraser = method.fit(task, settings)
         return eraser, summarise(eraser, task)
+
+
+def guard_model(
+    guard: Guard, settings: Mapping[str, Value], model: ModelPatcher, clip: Any, concepts: ConceptList, gate: float
+) -> tuple[ModelPatcher, Any, str]:
+    """Clones of a MODEL and its CLIP that carry a guard, and what is to be known of it.
+
+    Args:
+        gate: likeness to the concept from which on a prompt is guarded; 0 for every prompt.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        task = task_of(model, clip, concepts)
+        plan, fitted = guard.plan(task, settings), fit_gate(task, gate)
+        guarded = install(model, clip, guard.spec.title, plan, fitted if gate else None)
+        return *guarded, f"{guard.spec.title}: {guard.spec.summary}\nNeeds: {guard.needs}\n\n{likenesses(fitted, task)}"
 
 
 def task_of(

@@ -27,7 +27,7 @@ from ...erasers.result import ContextOperator
 from .conditioning import end_token, token_ids
 from .patcher import HOOK, applied_erasers, effective_weight, hook_operator
 from .runtime import each
-from .sampling import encode_prompt, prompts_at_once
+from .sampling import READINGS, encode_prompt, prompts_at_once
 from .sites import HostSites, model_sites
 
 _NOT_TRAINED = (comfy.model_sampling.X0, comfy.model_sampling.EDM, comfy.model_sampling.IMG_TO_IMG_FLOW)
@@ -147,7 +147,8 @@ class HostModel:
             cfg,
             look,
             sigmas[:1],
-            [[context, {}]],
+            # Features of no prompt: guards that read tokens have nothing to read.
+            [[context, {READINGS: {}}]],
             encode_prompt(self.clip, ""),
             torch.zeros_like(x),
             disable_pbar=True,

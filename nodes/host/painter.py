@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ...erasers.painter import Cue, Shot, Source, Spelling, alike, prompted, sketch
 from ...erasers.spec import Value
+from .guarding import guards_of, read_tokens
 from .model import HostModel
-from .sampling import Sampling, empty_latents, encode_prompt, prompts_at_once
+from .sampling import READINGS, Sampling, empty_latents, encode_prompt, joined_readings, prompts_at_once
 
 
 class HostPainter:
@@ -97,8 +98,16 @@ class HostPainter:
         if len(prompts) == len(sources):
             found = prompts_at_once([encode_prompt(self.clip, prompt) for prompt in prompts])
         else:
-            found = [[torch.cat([self._features(source) for source in sources]), {}]]
+            readings = joined_readings([self._readings(source) for source in sources])
+            found = [[torch.cat([self._features(source) for source in sources]), {READINGS: readings}]]
         return found if weight == 1 else [[states, {**extra, "strength": weight}] for states, extra in found]
+
+    def _readings(self, source: Source) -> dict[Any, list[Any]]:
+        """What the CLIP's guards make of a source; they cannot read features that no tokens gave."""
+        if isinstance(source, Tensor):
+            return {guard: [None] for guard in guards_of(self.clip)}
+        tower = HostModel(self.patcher, self.clip).tower()
+        return read_tokens(self.clip, [source.tokens if isinstance(source, Spelling) else tower.ids(source)])
 
     def _features(self, source: Source) -> Tensor:
         if isinstance(source, Tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from ...erasers.errors import SettingError
 
+READINGS = "lethe.readings"
+"""Where CONDITIONING carries what guards made of a prompt's tokens: by guard, a list of one reading per row."""
 SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS: list[str] = comfy.samplers.KSampler.SCHEDULERS
 
@@ -74,11 +77,16 @@ def prompts_at_once(encoded: list[Any]) -> Any:
     if any(longest % e[0][0].shape[1] for e in encoded):
         raise SettingError("These prompts differ in length.", "Set the batch to 1.")
     states = torch.cat([e[0][0].repeat(1, longest // e[0][0].shape[1], 1) for e in encoded])
-    extra = {
-        name: torch.cat([e[0][1][name] for e in encoded]) if isinstance(value, Tensor) else value
-        for name, value in first[0][1].items()
-    }
-    return [[states, extra]]
+    extras = [e[0][1] for e in encoded]
+    joined = {name: torch.cat([e[name] for e in extras]) for name, v in extras[0].items() if isinstance(v, Tensor)}
+    if READINGS in extras[0]:
+        joined[READINGS] = joined_readings([extra[READINGS] for extra in extras])
+    return [[states, {**extras[0], **joined}]]
+
+
+def joined_readings(readings: Sequence[Mapping[Any, list[Any]]]) -> dict[Any, list[Any]]:
+    """The readings of several prompts as those of the rows of one batch."""
+    return {guard: [own for one in readings for own in one[guard]] for guard in readings[0]}
 
 
 def encode_prompt(clip: Any, prompt: str) -> Any:

@@ -1,0 +1,1 @@
+"""Guards: one file each; see erasers/guard.py."""

@@ -1,0 +1,72 @@
+"""LEACE of the prompt's features (Belrose et al., NeurIPS 2023, arXiv 2306.03819): the method `leace`, while drawing.
+
+The prompt's features pass r(x) = x - eta (x - leace(x)); those of the negative stay, so that a negative prompt can
+still name the concept, and no weight is touched. See methods/leace.py for the map itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..algebra.parameters import templates
+from ..guard import Guarding, Window, guarded_names, window_of, window_settings
+from ..learn.started import edited, fitted
+from ..model import Token
+from ..result import ContextOperator
+from ..spec import MethodSpec, Parameter, Value
+from ..task import Task
+
+
+@dataclass(frozen=True)
+class Projected:
+    """The text part: an operator on the prompt's features, in a window."""
+
+    operator: ContextOperator
+    window: Window
+    reads: bool = False
+
+    def read(self, chunks: Sequence[Sequence[Token]]) -> Any:
+        """Nothing has to be known of the prompt."""
+        return None
+
+    def holds(self, reading: Any, percent: float) -> bool:
+        return self.window.holds(percent)
+
+    def edit(self, states: Tensor, reading: Any) -> Tensor:
+        return edited(self.operator, states[None])[0]
+
+
+class LeaceGuard:
+    """Takes away of the prompt's features what a linear reader can tell of the concept."""
+
+    needs = "Works with any model that reads text features token by token, at CFG 1 too. Costs next to nothing."
+    spec = MethodSpec(
+        name="leace",
+        title="LEACE projection",
+        paper="Belrose et al., LEACE: Perfect linear concept erasure in closed form, NeurIPS 2023 (arXiv 2306.03819)",
+        summary="Projects the prompt's features so that no linear reader tells the concept; the negative's stay.",
+        families=("demo",),
+        parameters=(
+            Parameter(
+                "eta",
+                1.0,
+                "How far features are moved, 0 to 1.5. 1 is the projection itself; above, it overshoots.",
+                maximum=1.5,
+            ),
+            templates("object"),
+            *window_settings(),
+        ),
+    )
+
+    def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:
+        """A text part that knows no tokens."""
+        guarded_names(task)
+        operator = fitted(task, "leace", {"templates": settings["templates"]}).scaled(float(settings["eta"]))
+        return Guarding(text=Projected(operator, window_of(settings)))
+
+
+GUARD = LeaceGuard()

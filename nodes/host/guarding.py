@@ -1,0 +1,290 @@
+"""Guards on a MODEL and its CLIP: extra prompts, mixes and edits of text features, through the host's public hooks.
+
+A guarded CLIP writes beside the features that it encodes what guards made of the prompt's tokens. Sampling starts by
+asking each guard's gate; then every step's predictions pass one wrapper, which edits the prompt's features, adds the
+guards' prompts to the batch, and mixes what comes back. What neither gates nor windows let through is bit for bit what
+it would be without guards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import comfy.sampler_helpers
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...erasers.errors import GuardError
+from ...erasers.gate import Gate
+from ...erasers.guard import Guarding, Look, TextPart
+from ...erasers.learn.space import wide
+from .sampling import READINGS, encode_prompt
+
+KEY = "lethe.guards"
+_LEVELS = 1000
+_UNGUIDED, _ROUNDING = 1e-9, 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Installed:
+    """A guard that a MODEL and a CLIP carry.
+
+    Attributes:
+        title: its name for people.
+        plan: what it does.
+        gate: which prompts it acts on; None for all.
+        conditioning: CONDITIONING of its own prompts, by prompt.
+    """
+
+    title: str
+    plan: Guarding
+    gate: Gate | None
+    conditioning: Mapping[str, Any]
+
+    def opens(self, states: Tensor) -> Tensor:
+        """Whether it acts on each of prompts `[n, tokens, d]`, `[n]` bool."""
+        return torch.tensor([self.gate is None or self.gate.opens(row) for row in states])
+
+
+def installed_guards(model: ModelPatcher) -> tuple[Installed, ...]:
+    """The guards that `model` carries, in the order they act."""
+    return model.get_attachment(KEY) or ()
+
+
+def install(model: ModelPatcher, clip: Any, title: str, plan: Guarding, gate: Gate | None) -> tuple[ModelPatcher, Any]:
+    """Clones of `model` and `clip` with one more guard, which acts after those that are there."""
+    guard = Installed(title, plan, gate, {prompt: encode_prompt(clip, prompt) for prompt in plan.prompts})
+    guards = (*installed_guards(model), guard)
+    clone = model.clone()
+    clone.set_attachments(KEY, guards)
+    wrappers = ((WrappersMP.OUTER_SAMPLE, _begin(guards)), (WrappersMP.CALC_COND_BATCH, _predict(guards)))
+    for kind, wrapper in wrappers:
+        clone.remove_wrappers_with_key(kind, KEY)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)
+    reads = plan.text is not None and plan.text.reads
+    return clone, GuardedClip.of(clip, guard) if reads else clip
+
+
+class GuardedClip(comfy.sd.CLIP):
+    """A CLIP that tells guards the tokens of what it encodes."""
+
+    guards: tuple[Installed, ...] = ()
+
+    @classmethod
+    def of(cls, clip: Any, guard: Installed) -> GuardedClip:
+        """A clone of `clip` for one more guard."""
+        clone = comfy.sd.CLIP.clone(clip)
+        clone.__class__ = cls
+        clone.guards = (*guards_of(clip), guard)
+        return clone
+
+    def clone(self, *args: Any, **kwargs: Any) -> GuardedClip:
+        copy = super().clone(*args, **kwargs)
+        copy.__class__ = type(self)
+        copy.guards = self.guards
+        return copy
+
+    def encode_from_tokens_scheduled(
+        self, tokens: Any, unprojected: bool = False, add_dict: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> Any:
+        chunks = [[token for token, *_ in chunk] for chunk in next(iter(tokens.values()))]
+        notes = {READINGS: read_tokens(self, chunks), **(add_dict or {})}
+        return super().encode_from_tokens_scheduled(tokens, unprojected, notes, **kwargs)
+
+
+def read_tokens(clip: Any, chunks: Sequence[Sequence[Any]]) -> dict[Installed, list[Any]]:
+    """What the guards of a CLIP make of one prompt's tokens: a list of one reading by guard."""
+    with torch.inference_mode(False), torch.no_grad():
+        return {guard: [_text(guard).read(chunks)] for guard in guards_of(clip)}
+
+
+def guards_of(clip: Any) -> tuple[Installed, ...]:
+    """The guards that read what a CLIP encodes."""
+    return clip.guards if isinstance(clip, GuardedClip) else ()
+
+
+def _text(guard: Installed) -> TextPart:
+    assert guard.plan.text is not None
+    return guard.plan.text
+
+
+@dataclass(eq=False)
+class _Run:
+    """One sampling under guards.
+
+    Attributes:
+        guider: the host's object that holds the conditions.
+        acting: by guard, which rows of each of the prompt's conditions it acts on, by the condition's id.
+        levels: sigmas at even shares of sampling, falling; the first is that after all noise.
+    """
+
+    guider: Any
+    acting: Mapping[Installed, Mapping[UUID, Tensor]]
+    levels: Tensor
+    memory: dict[Installed, dict[str, Tensor]] = field(default_factory=dict)
+    edited: dict[Any, Tensor] = field(default_factory=dict)
+    last: float = float("inf")
+    before: dict[Installed, dict[str, Tensor]] = field(default_factory=dict)
+
+    def percent(self, sigma: float) -> float:
+        """How far sampling has come at a level."""
+        return float((self.levels >= sigma * (1 - _ROUNDING)).sum()) / _LEVELS
+
+    def step_to(self, sigma: float) -> None:
+        """Guards remember the steps before, once each however often a sampler looks; a restart forgets them."""
+        if sigma > self.last:
+            self.memory = {}
+        elif sigma == self.last:
+            self.memory = {guard: dict(kept) for guard, kept in self.before.items()}
+        self.before = {guard: dict(kept) for guard, kept in self.memory.items()}
+        self.last = sigma
+
+    def rows(self, guard: Installed, count: int) -> Tensor:
+        """Which of `count` pictures a guard acts on: those with any condition that it acts on."""
+        found = torch.zeros(count, dtype=torch.bool)
+        for rows in self.acting[guard].values():
+            found |= rows.repeat(-(-count // len(rows)))[:count]
+        return found
+
+
+def _begin(guards: Sequence[Installed]) -> Callable[..., Any]:
+    """The wrapper around a whole sampling: asks the gates, checks what guards need, adds their prompts."""
+
+    def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        guider = executor.class_obj
+        said = guider.conds.get("positive", [])
+        acting = {guard: _acting(guard, said) for guard in guards}
+        active = [guard for guard in guards if any(bool(rows.any()) for rows in acting[guard].values())]
+        options = guider.model_options
+        if abs(getattr(guider, "cfg", 0.0) - 1) < _UNGUIDED:
+            for guard in active:
+                if guard.plan.refuses_unguided:
+                    raise GuardError(
+                        f"{guard.title}: {guard.plan.refuses_unguided}", "Raise CFG, or take a guard such as sld."
+                    )
+            if any(guard.plan.mix for guard in active):
+                options["disable_cfg1_optimization"] = True
+        for guard in active:
+            for prompt, conditioning in guard.conditioning.items():
+                guider.conds[_name(guard, prompt)] = comfy.sampler_helpers.convert_cond(conditioning)
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        levels = torch.tensor([float(sampling.percent_to_sigma(i / _LEVELS)) for i in range(1, _LEVELS + 1)])
+        transformer = options.setdefault("transformer_options", {})
+        transformer[KEY] = _Run(guider, acting, levels)
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            transformer.pop(KEY, None)
+
+    return wrapper
+
+
+def _acting(guard: Installed, said: Sequence[Mapping[str, Any]]) -> dict[UUID, Tensor]:
+    found = {}
+    for cond in said:
+        states = cond.get("cross_attn")
+        if states is None:
+            raise GuardError(f"{guard.title}: this model reads no text features.", "Take another guard.")
+        if guard.plan.text is not None and guard.plan.text.reads and READINGS not in cond:
+            raise GuardError(
+                f"{guard.title} has to know the prompt's tokens.", "Encode the prompt with the guard's own CLIP output."
+            )
+        found[cond["uuid"]] = guard.opens(states)
+    return found
+
+
+def _name(guard: Installed, prompt: str) -> str:
+    return f"{KEY} {id(guard)} {prompt}"
+
+
+def _predict(guards: Sequence[Installed]) -> Callable[..., Any]:
+    """The wrapper around the predictions of one step."""
+
+    def wrapper(
+        executor: Any, model: Any, conds: list[Any], x: Tensor, timestep: Tensor, options: dict[str, Any]
+    ) -> list[Tensor]:
+        run = options.get("transformer_options", {}).get(KEY)
+        if run is None:
+            return executor(model, conds, x, timestep, options)
+        sigma = float(timestep.flatten()[0])
+        percent = run.percent(sigma)
+        prompts = {uuid for rows in run.acting.values() for uuid in rows}
+        place = next((i for i, own in enumerate(conds) if own and {c.get("uuid") for c in own} & prompts), None)
+        asked = [[_edited(run, guards, c, percent) for c in own] if i == place else own for i, own in enumerate(conds)]
+        if place != 0 or len(conds) != 2 or conds[1] is None:
+            # A look of another node's own: no guidance is made of it, so there is nothing to mix.
+            return executor(model, asked, x, timestep, options)
+        mixing = [
+            guard
+            for guard in guards
+            if guard.plan.mix and guard.plan.window.holds(percent) and bool(run.rows(guard, len(x)).any())
+        ]
+        if not mixing:
+            return executor(model, asked, x, timestep, options)
+        names = [(guard, prompt) for guard in mixing for prompt in guard.plan.prompts]
+        extra = [run.guider.conds[_name(guard, prompt)] for guard, prompt in names]
+        said, unsaid, *seen = executor(model, [*asked, *extra], x, timestep, options)
+        found = dict(zip(names, seen, strict=True))
+        run.step_to(sigma)
+        for guard in mixing:
+            own = {prompt: found[guard, prompt] for prompt in guard.plan.prompts}
+            look = Look(x, timestep, percent, said, unsaid, own, run.memory.setdefault(guard, {}))
+            rows = wide(run.rows(guard, len(x)).to(x), x).bool()
+            said, unsaid = (
+                torch.where(rows, new, old) for new, old in zip(_mix(guard, look), (said, unsaid), strict=True)
+            )
+        return [said, unsaid]
+
+    return wrapper
+
+
+def _mix(guard: Installed, look: Look) -> tuple[Tensor, Tensor]:
+    assert guard.plan.mix is not None
+    return guard.plan.mix(look)
+
+
+def _edited(run: _Run, guards: Sequence[Installed], cond: Mapping[str, Any], percent: float) -> Mapping[str, Any]:
+    """A condition with its text features edited, or the very same where no guard edits them now."""
+    acting = []
+    for guard in guards:
+        part, rows = guard.plan.text, run.acting[guard].get(cond["uuid"])
+        if part is None or rows is None:
+            continue
+        readings = cond.get(READINGS, {}).get(guard, [None]) if part.reads else [None]
+        known = [own is not None or not part.reads for own in readings]
+        holds = [
+            bool(row) and read and part.holds(own, percent)
+            for (row, own), read in zip(_paired(rows, readings), known * len(rows), strict=False)
+        ]
+        if any(holds):
+            acting.append((guard, part, tuple(holds), readings))
+    if not acting:
+        return cond
+    key = (cond["uuid"], *((guard, holds) for guard, _, holds, _ in acting))
+    inner = cond["model_conds"]["c_crossattn"]
+    if key not in run.edited:
+        states = inner.cond
+        for _, part, holds, readings in acting:
+            states = _edit_rows(part, states, holds, readings)
+        run.edited[key] = states
+    changed = inner._copy_with(run.edited[key])
+    return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": changed}}
+
+
+def _edit_rows(part: TextPart, states: Tensor, holds: Sequence[bool], readings: Sequence[Any]) -> Tensor:
+    rows = max(len(holds), len(states))
+    states = states.expand(rows, -1, -1)
+    pairs = _paired(torch.tensor(holds), readings, rows)
+    return torch.stack([part.edit(row, own) if acts else row for row, (acts, own) in zip(states, pairs, strict=True)])
+
+
+def _paired(rows: Tensor, readings: Sequence[Any], count: int = 0) -> list[tuple[bool, Any]]:
+    """Rows and readings side by side, the shorter repeated."""
+    count = max(count, len(rows), len(readings))
+    return [(bool(rows[i % len(rows)]), readings[i % len(readings)]) for i in range(count)]
