@@ -66,7 +66,7 @@ def fit_gate(task: Task, threshold: float) -> Gate:
 
 
 def likenesses(gate: Gate, task: Task, most: int = 20) -> str:
-    """Where a threshold may lie: the likeness of the concepts' names, and of the preserved prompts that come nearest."""
+    """Where a threshold may lie: the likeness of the concepts' names, and of the nearest preserved prompts."""
     names = guarded_names(task)
     kept = sorted(((gate.likeness(p.states), p.text) for p in task.encode(task.held)), reverse=True)[:most]
     own = [f"{gate.likeness(p.states):.2f}  {p.text}" for p in task.encode(list(names))]

@@ -7,35 +7,18 @@ on both. Each host carries the parts out once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from .errors import ConceptError, SettingError
+from .errors import ConceptError
 from .learn.space import wide
 from .model import Token
-from .spec import MethodSpec, Parameter, Value
+from .spec import MethodSpec, Value
 from .task import Task
-
-
-@dataclass(frozen=True)
-class Window:
-    """The part of sampling that something acts in, as shares: 0 is all noise, 1 the finished picture."""
-
-    start: float = 0.0
-    end: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start < self.end <= 1:
-            raise SettingError(
-                f"The guard would act from {self.start:g} to {self.end:g} of sampling, which is never.",
-                "Both are shares from 0 to 1; set the start below the end.",
-            )
-
-    def holds(self, percent: float) -> bool:
-        """Whether a moment is in the window; its end is not, but for the end of sampling."""
-        return self.start <= percent and (percent < self.end or self.end == 1)
+from .window import Window
+from .words import WordPart
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,18 +59,16 @@ class Mix(Protocol):
         ...
 
 
-class TextPart(Protocol):
-    """Edits the features of the picture's prompt, not those of the negative.
-
-    Attributes:
-        reads: whether it has to know the prompt's tokens.
-    """
-
-    reads: bool
+class Reader(Protocol):
+    """A part that has to know the prompt's tokens."""
 
     def read(self, chunks: Sequence[Sequence[Token]]) -> Any:
         """What it makes of a prompt's padded tokens, chunk by chunk."""
         ...
+
+
+class TextPart(Protocol):
+    """Edits the features of the picture's prompt, not those of the negative; `reading` is what it read, or None."""
 
     def holds(self, reading: Any, percent: float) -> bool:
         """Whether it edits the prompt at this moment."""
@@ -107,14 +88,18 @@ class Guarding:
         mix: what it makes of the predictions, or None.
         window: when it mixes; outside of it nothing more is predicted.
         text: how it edits text features, or None.
+        words: which of the prompt's words it reweights in attention, or None.
+        reader: the one of these two that has to know the prompt's tokens, or None.
         refuses_unguided: why it cannot act at CFG 1; "" where it can. What mixes can: the negative is then predicted
             for it.
     """
 
     prompts: tuple[str, ...] = ()
     mix: Mix | None = None
-    window: Window = Window()
+    window: Window = field(default_factory=Window)
     text: TextPart | None = None
+    words: WordPart | None = None
+    reader: Reader | None = None
     refuses_unguided: str = ""
 
 
@@ -143,21 +128,3 @@ def guarded_names(task: Task) -> tuple[str, ...]:
     if not names:
         raise ConceptError("There is no concept to guard against.", "Connect a 'Concept to Erase' node.")
     return names
-
-
-def window_settings(start: float = 0.0, published: str = "0 keeps a concept out") -> tuple[Parameter, Parameter]:
-    """When a guard acts."""
-    return (
-        Parameter(
-            "start",
-            start,
-            f"Share of sampling at which it begins to act, 0 to 0.99. Start at {start:g}; {published}.",
-            maximum=0.99,
-        ),
-        Parameter("end", 1.0, "Share of sampling at which it ends, 0.01 to 1. Start at 1.", minimum=0.01),
-    )
-
-
-def window_of(settings: Mapping[str, Value]) -> Window:
-    """The window that `start` and `end` describe."""
-    return Window(float(settings["start"]), float(settings["end"]))

@@ -10,6 +10,7 @@ class LetheExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .attack import LetheAttack
+        from .attention import LetheAttention
         from .compare import LetheCompare
         from .concepts import LetheConcept, LetheConceptList, LethePreserve
         from .demo import LetheDemoModel
@@ -30,6 +31,7 @@ class LetheExtension(ComfyExtension):
             LetheTrain,
             LetheLearnWord,
             LetheGuard,
+            LetheAttention,
             LetheApply,
             LetheSave,
             LetheLoad,

@@ -6,19 +6,19 @@ still name the concept, and no weight is touched. See methods/leace.py for the m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..algebra.parameters import templates
-from ..guard import Guarding, Window, guarded_names, window_of, window_settings
+from ..guard import Guarding, guarded_names
 from ..learn.started import edited, fitted
-from ..model import Token
 from ..result import ContextOperator
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
+from ..window import Window, window_of, window_settings
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,6 @@ class Projected:
 
     operator: ContextOperator
     window: Window
-    reads: bool = False
-
-    def read(self, chunks: Sequence[Sequence[Token]]) -> Any:
-        """Nothing has to be known of the prompt."""
-        return None
 
     def holds(self, reading: Any, percent: float) -> bool:
         return self.window.holds(percent)
@@ -63,7 +58,7 @@ class LeaceGuard:
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:
-        """A text part that knows no tokens."""
+        """A text part that does not read the prompt."""
         guarded_names(task)
         operator = fitted(task, "leace", {"templates": settings["templates"]}).scaled(float(settings["eta"]))
         return Guarding(text=Projected(operator, window_of(settings)))

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..guard import Guarding, Look, guarded_names, window_of, window_settings
+from ..guard import Guarding, Look, guarded_names
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
+from ..window import window_of, window_settings
 
 _SMALL = 1e-12
 

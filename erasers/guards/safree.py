@@ -35,6 +35,8 @@ from ..task import Task
 
 _HIDDEN = 0
 """Id that stands in place of a hidden token, as in the official program."""
+_THROUGHOUT = 2.0
+"""The longest that acts throughout, where k is 0 and a half of it is taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,7 @@ class Safree:
         tower: the text encoder.
         away: I - P_C, `[d, d]` float64.
         alpha: by how much a trigger stands out.
-        longest: U, share of sampling; 1 and `steep` 0 for an edit that acts throughout.
+        longest: U, share of sampling.
         steep, middle: k and c.
     """
 
@@ -64,7 +66,6 @@ class Safree:
     longest: float
     steep: float
     middle: float
-    reads: bool = True
 
     def read(self, chunks: Sequence[Sequence[Token]]) -> Triggers:
         """Triggers of all chunks together; the edit lasts as long as in the chunk where it lasts longest."""
@@ -191,16 +192,15 @@ class SAFREE:
         names = pooled_rows(tower, [tower.ids(name) for name in guarded_names(task)]).double()
         away = torch.eye(names.shape[1], dtype=torch.float64) - projection(names)
         adaptive = bool(settings["adaptive"])
-        return Guarding(
-            text=Safree(
-                tower,
-                away,
-                float(settings["alpha"]),
-                float(settings["longest"]) if adaptive else 2.0,
-                float(settings["steep"]) if adaptive else 0.0,
-                float(settings["middle"]),
-            )
+        part = Safree(
+            tower,
+            away,
+            float(settings["alpha"]),
+            float(settings["longest"]) if adaptive else _THROUGHOUT,
+            float(settings["steep"]) if adaptive else 0.0,
+            float(settings["middle"]),
         )
+        return Guarding(text=part, reader=part)
 
 
 GUARD = SAFREE()

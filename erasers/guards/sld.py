@@ -24,9 +24,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..guard import Guarding, Look, Window, guarded_names
+from ..guard import Guarding, Look, guarded_names
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
+from ..window import Window
 
 _FREE = "free"
 _PRESETS: Mapping[str, tuple[float, float, float, float, float]] = {

@@ -10,12 +10,13 @@ from comfy.model_patcher import ModelPatcher
 
 from ...erasers.concepts import ConceptList
 from ...erasers.gate import fit_gate, likenesses
-from ...erasers.guard import Guard
+from ...erasers.guard import Guard, Guarding
 from ...erasers.measure.summary import summarise
 from ...erasers.registry import Method
 from ...erasers.result import Eraser
 from ...erasers.spec import Value
 from ...erasers.task import Task
+from ...erasers.words import WordPart
 from .conditioning import encoder_fingerprint, text_encoder
 from .guarding import install
 from .model import HostModel
@@ -58,6 +59,18 @@ def guard_model(
         plan, fitted = guard.plan(task, settings), fit_gate(task, gate)
         guarded = install(model, clip, guard.spec.title, plan, fitted if gate else None)
         return *guarded, f"{guard.spec.title}: {guard.spec.summary}\nNeeds: {guard.needs}\n\n{likenesses(fitted, task)}"
+
+
+def reweight(
+    model: ModelPatcher, clip: Any, words: tuple[tuple[str, float], ...], **given: Any
+) -> tuple[ModelPatcher, Any]:
+    """Clones of a MODEL and its CLIP that weigh words as told (`WordPart`).
+
+    Raises:
+        FamilyError: the model has more than one text encoder, or no cross-attention.
+    """
+    part = WordPart(HostModel(model, clip).tower(), words, **given)
+    return install(model, clip, "Reweight Attention", Guarding(words=part, reader=part), None)
 
 
 def task_of(

@@ -24,6 +24,7 @@ from ...erasers.errors import GuardError
 from ...erasers.gate import Gate
 from ...erasers.guard import Guarding, Look, TextPart
 from ...erasers.learn.space import wide
+from .attending import attend
 from .sampling import READINGS, encode_prompt
 
 KEY = "lethe.guards"
@@ -67,8 +68,9 @@ def install(model: ModelPatcher, clip: Any, title: str, plan: Guarding, gate: Ga
     for kind, wrapper in wrappers:
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
-    reads = plan.text is not None and plan.text.reads
-    return clone, GuardedClip.of(clip, guard) if reads else clip
+    if plan.words is not None:
+        attend(clone, guard, plan.words, KEY)
+    return clone, clip if plan.reader is None else GuardedClip.of(clip, guard)
 
 
 class GuardedClip(comfy.sd.CLIP):
@@ -101,17 +103,12 @@ class GuardedClip(comfy.sd.CLIP):
 def read_tokens(clip: Any, chunks: Sequence[Sequence[Any]]) -> dict[Installed, list[Any]]:
     """What the guards of a CLIP make of one prompt's tokens: a list of one reading by guard."""
     with torch.inference_mode(False), torch.no_grad():
-        return {guard: [_text(guard).read(chunks)] for guard in guards_of(clip)}
+        return {guard: [guard.plan.reader.read(chunks)] for guard in guards_of(clip) if guard.plan.reader}
 
 
 def guards_of(clip: Any) -> tuple[Installed, ...]:
     """The guards that read what a CLIP encodes."""
     return clip.guards if isinstance(clip, GuardedClip) else ()
-
-
-def _text(guard: Installed) -> TextPart:
-    assert guard.plan.text is not None
-    return guard.plan.text
 
 
 @dataclass(eq=False)
@@ -121,11 +118,13 @@ class _Run:
     Attributes:
         guider: the host's object that holds the conditions.
         acting: by guard, which rows of each of the prompt's conditions it acts on, by the condition's id.
+        readings: what guards made of each condition's tokens, by the condition's id.
         levels: sigmas at even shares of sampling, falling; the first is that after all noise.
     """
 
     guider: Any
     acting: Mapping[Installed, Mapping[UUID, Tensor]]
+    readings: Mapping[UUID, Mapping[Installed, list[Any]]]
     levels: Tensor
     memory: dict[Installed, dict[str, Tensor]] = field(default_factory=dict)
     edited: dict[Any, Tensor] = field(default_factory=dict)
@@ -135,6 +134,15 @@ class _Run:
     def percent(self, sigma: float) -> float:
         """How far sampling has come at a level."""
         return float((self.levels >= sigma * (1 - _ROUNDING)).sum()) / _LEVELS
+
+    def weights(self, guard: Installed, uuid: UUID) -> Tensor | None:
+        """What a guard that reweights words made of a condition's tokens, `[rows, tokens]`."""
+        rows, readings = self.acting[guard].get(uuid), self.readings.get(uuid, {}).get(guard, [None])
+        if rows is None or all(own is None for own in readings):
+            return None
+        length = next(len(own) for own in readings if own is not None)
+        ones = torch.ones(length)
+        return torch.stack([own if acts and own is not None else ones for acts, own in _paired(rows, readings)])
 
     def step_to(self, sigma: float) -> None:
         """Guards remember the steps before, once each however often a sampler looks; a restart forgets them."""
@@ -176,7 +184,7 @@ def _begin(guards: Sequence[Installed]) -> Callable[..., Any]:
         sampling = guider.model_patcher.get_model_object("model_sampling")
         levels = torch.tensor([float(sampling.percent_to_sigma(i / _LEVELS)) for i in range(1, _LEVELS + 1)])
         transformer = options.setdefault("transformer_options", {})
-        transformer[KEY] = _Run(guider, acting, levels)
+        transformer[KEY] = _Run(guider, acting, {c["uuid"]: c.get(READINGS, {}) for c in said}, levels)
         try:
             return executor(*args, **kwargs)
         finally:
@@ -191,7 +199,7 @@ def _acting(guard: Installed, said: Sequence[Mapping[str, Any]]) -> dict[UUID, T
         states = cond.get("cross_attn")
         if states is None:
             raise GuardError(f"{guard.title}: this model reads no text features.", "Take another guard.")
-        if guard.plan.text is not None and guard.plan.text.reads and READINGS not in cond:
+        if guard.plan.reader is not None and READINGS not in cond:
             raise GuardError(
                 f"{guard.title} has to know the prompt's tokens.", "Encode the prompt with the guard's own CLIP output."
             )
@@ -256,11 +264,10 @@ def _edited(run: _Run, guards: Sequence[Installed], cond: Mapping[str, Any], per
         part, rows = guard.plan.text, run.acting[guard].get(cond["uuid"])
         if part is None or rows is None:
             continue
-        readings = cond.get(READINGS, {}).get(guard, [None]) if part.reads else [None]
-        known = [own is not None or not part.reads for own in readings]
+        readings = cond.get(READINGS, {}).get(guard, [None])
+        unread = guard.plan.reader is not None
         holds = [
-            bool(row) and read and part.holds(own, percent)
-            for (row, own), read in zip(_paired(rows, readings), known * len(rows), strict=False)
+            row and not (unread and own is None) and part.holds(own, percent) for row, own in _paired(rows, readings)
         ]
         if any(holds):
             acting.append((guard, part, tuple(holds), readings))

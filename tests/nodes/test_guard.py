@@ -56,3 +56,121 @@ def test_behind_its_gate_other_prompts_are_drawn_bit_for_bit(demo: Any, plain: A
     model, clip, _ = guarded(demo, name, GATE)
     assert torch.equal(sample(model, clip, OTHER), plain[OTHER])
     assert not torch.allclose(sample(model, clip), plain[PROMPT], atol=1e-3)
+
+
+def reweighted(demo: Any, words: str, **given: Any) -> Any:
+    """MODEL and CLIP with words reweighted."""
+    from lethe.nodes.attention import LetheAttention
+
+    settings: dict[str, Any] = {"end_weight": 1.0, "start": 0.0, "end": 1.0, "blocks": "all", "mode": "scale"} | given
+    with torch.inference_mode():
+        return LetheAttention.execute(demo[0], demo[1], words, **settings).result
+
+
+@pytest.mark.parametrize("mode", ["scale", "renormalise"])
+def test_words_that_weigh_one_or_are_not_there_change_nothing(demo: Any, plain: Any, mode: str) -> None:
+    assert torch.equal(sample(*reweighted(demo, "tree: 0", mode=mode)), plain[PROMPT])
+    same = sample(*reweighted(demo, "ball: 1", mode=mode))
+    assert torch.allclose(same, plain[PROMPT], atol=1e-4)
+    muted = sample(*reweighted(demo, "ball", mode=mode))
+    assert not torch.allclose(muted, plain[PROMPT], atol=1e-2)
+
+
+def test_a_renormalised_zero_is_a_prompt_without_the_token(demo: Any) -> None:
+    """Attention over all tokens but the muted ones, computed by hand at every cross-attention."""
+    model, clip = reweighted(demo, "ball", mode="renormalise")
+    muted = sample(model, clip, cfg=1.0)
+    plain_clip, seen = demo[1], []
+    import nodes
+
+    with torch.inference_mode():
+        positive = nodes.CLIPTextEncode().encode(plain_clip, PROMPT)[0]
+    place = 1 + list(clip.guards[0].plan.words.tower.content(PROMPT)).index(
+        clip.guards[0].plan.words.tower.content("ball")[0]
+    )
+    positive[0][0] = torch.cat([positive[0][0][:, :place], positive[0][0][:, place + 1 :]], dim=1)
+    with torch.inference_mode():
+        latent = nodes.EmptyLatentImage().generate(128, 128, 1)[0]
+        seen = nodes.KSampler().sample(demo[0], 3, 6, 1.0, "ddim", "normal", positive, positive, latent)[0]["samples"]
+    assert torch.allclose(muted, seen, atol=1e-3)
+
+
+def test_a_region_confines_a_word(demo: Any, plain: Any) -> None:
+    left = torch.zeros(1, 128, 128)
+    left[..., :64] = 1
+    whole, nowhere = torch.ones(1, 128, 128), torch.zeros(1, 128, 128)
+    assert torch.allclose(sample(*reweighted(demo, "ball", region=nowhere)), plain[PROMPT], atol=1e-4)
+    muted = sample(*reweighted(demo, "ball"))
+    assert torch.allclose(sample(*reweighted(demo, "ball", region=whole)), muted, atol=1e-3)
+    halved = sample(*reweighted(demo, "ball", region=left))
+    assert not torch.allclose(halved, muted, atol=1e-2) and not torch.allclose(halved, plain[PROMPT], atol=1e-2)
+
+
+@pytest.mark.parametrize("names", [*permutations(("sld", "safree", "leace"), 2), *(("sld", name) for name in guards())])
+def test_two_guards_act_together(demo: Any, names: tuple[str, str]) -> None:
+    first, second = names
+    behind = guarded(demo, first)
+    both = guarded(behind, second)
+    drawn = sample(both[0], both[1], steps=3)
+    assert drawn.isfinite().all()
+    assert not torch.allclose(drawn, sample(*behind[:2], steps=3), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", guards())
+def test_at_cfg_one_a_guard_acts_or_says_why_not(demo: Any, name: str) -> None:
+    model, clip, summary = guarded(demo, name)
+    if guards()[name].needs.startswith("Needs guidance"):
+        with pytest.raises(GuardError, match="CFG 1"):
+            sample(model, clip, cfg=1.0)
+    else:
+        assert not torch.allclose(sample(model, clip, cfg=1.0), sample(*demo[:2], cfg=1.0), atol=1e-4)
+
+
+def test_a_guard_that_reads_tokens_refuses_a_prompt_it_could_not_read(demo: Any) -> None:
+    model, _, _ = guarded(demo, "safree")
+    with pytest.raises(GuardError, match="CLIP output"):
+        sample(model, demo[1])
+
+
+def test_a_guard_goes_with_an_eraser_and_a_lora(demo: Any, plain: Any) -> None:
+    from lethe.nodes.erase import LetheErase
+
+    red = ConceptList(lists=("demo-world",)).with_concept(Concept("red", "blue"))
+    with torch.inference_mode():
+        erased = LetheErase.execute(demo[0], demo[1], red, 1.0, "hook", False, method={"method": "uce"}).result
+    lora = erased[0].clone()
+    key = next(k for k in lora.model_state_dict() if k.endswith("attn1.to_q.weight"))
+    lora.add_patches({key: ("diff", (torch.full_like(lora.model_state_dict()[key], 1e-2),))})
+    behind = guarded((lora, erased[1]), "sld", settings={"strength": "max"})
+    drawn = sample(*behind[:2])
+    assert not torch.allclose(drawn, sample(lora, erased[1]), atol=1e-3)
+    assert not torch.allclose(drawn, sample(*guarded(demo, "sld", settings={"strength": "max"})[:2]), atol=1e-3)
+    assert torch.equal(sample(*demo[:2]), plain[PROMPT])
+
+
+def test_the_guards_prompts_share_the_batch_and_only_in_their_window(demo: Any) -> None:
+    sizes: list[int] = []
+    model, clip, _ = guarded(demo, "negative", settings={"start": 0.5})
+    model = model.clone()
+
+    def count(apply: Any, given: Any) -> Any:
+        sizes.append(len(given["input"]))
+        return apply(given["input"], given["timestep"], **given["c"])
+
+    model.set_model_unet_function_wrapper(count)
+    sample(model, clip, steps=6)
+    assert sizes == [2, 2, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"), [({"start": 0.5, "end": 0.4}, "never"), ({"against": "both"}, "against")]
+)
+def test_bad_settings_are_refused(demo: Any, settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SettingError, match=problem):
+        guarded(demo, "negative", settings=settings)
+
+
+@pytest.mark.parametrize("words", ["", "ball: much", "ball: 99", ": 0.5", "ball\nball: 0.5"])
+def test_words_that_cannot_be_weighed_are_refused(demo: Any, words: str) -> None:
+    with pytest.raises(SettingError):
+        reweighted(demo, words)
