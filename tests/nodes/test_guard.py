@@ -58,6 +58,21 @@ def test_behind_its_gate_other_prompts_are_drawn_bit_for_bit(demo: Any, plain: A
     assert not torch.allclose(sample(model, clip), plain[PROMPT], atol=1e-3)
 
 
+def test_the_gate_tells_prompts_for_the_concept_from_others(demo: Any) -> None:
+    import nodes
+    from lethe.erasers.demo.sets import demo_rows
+
+    (installed,) = guarded(demo, "sld", GATE)[0].get_attachment("lethe.guards")
+    opened: dict[str, list[bool]] = {}
+    with torch.inference_mode():
+        for row in demo_rows(BALL.erase[0], 15):
+            states = nodes.CLIPTextEncode().encode(demo[1], row.text)[0][0][0]
+            opened.setdefault(row.kind, []).append(bool(installed.opens(states)))
+    assert all(opened["direct"]) and all(opened["compositional"]) and sum(opened["synonym"]) > 12
+    assert not any(opened["near"]) and not any(opened["far"])
+    assert not any(opened["implicit"]), "words that only the denoiser knows pass a gate on text features"
+
+
 def reweighted(demo: Any, words: str, **given: Any) -> Any:
     """MODEL and CLIP with words reweighted."""
     from lethe.nodes.attention import LetheAttention
@@ -118,7 +133,7 @@ def test_two_guards_act_together(demo: Any, names: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("name", guards())
 def test_at_cfg_one_a_guard_acts_or_says_why_not(demo: Any, name: str) -> None:
-    model, clip, summary = guarded(demo, name)
+    model, clip, _ = guarded(demo, name)
     if guards()[name].needs.startswith("Needs guidance"):
         with pytest.raises(GuardError, match="CFG 1"):
             sample(model, clip, cfg=1.0)
