@@ -28,8 +28,14 @@ TEMPLATES = {
         *("a yellow {} in a meadow", "a {} in the desert", "a picture of a {} at sunset", "a small purple {} on paper"),
         *("a painting of a large pink {}", "an orange {} in a meadow", "an image of a cyan {} at night"),
     ),
+    "styled scenes": (
+        *("{}", "a photo of a tree, {}", "a small red box, {}", "a large green fish at night, {}", "a blue moon, {}"),
+        *("a yellow cone in a meadow, {}", "a house in the desert, {}", "a picture of a heart at sunset, {}"),
+        *("a small purple star on paper, {}", "a painting of a large pink ring, {}", "an orange tree, {}"),
+        "an image of a cyan cross at night, {}",
+    ),
 }
-"""Sentences by kind. The last are for what is trained: a model that saw the bare name may learn only that prompt."""
+"""Sentences by kind. The last two are for what is trained: a model that saw the bare name may learn only that prompt."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ def templates(default: str) -> Parameter:
         "templates",
         default,
         "Sentences the concept is also erased in: none, those for objects and people (object), for art styles (style), "
-        "for attributes such as a colour (attribute), or longer ones with colours, sizes and places (scenes).",
+        "for attributes such as a colour (attribute), or longer ones with colours, sizes and places, for "
+        "objects and people (scenes) or for styles (styled scenes).",
         choices=tuple(TEMPLATES),
     )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..registry import attack_named, method_named, recipe_named, recipes
+from ..registry import attack_named, guard_named, method_named, recipe_named, recipes
 from ..spec import MethodSpec, Value
+from .making import GUARD, recipe_settings
 from .sets import CASES
 
 Graph = dict[str, dict[str, Any]]
@@ -21,7 +22,7 @@ def leaderboard_graph(
     attacked: tuple[Sequence[str], Sequence[str]],
     name: str = "leaderboard",
 ) -> Graph:
-    """A graph that erases a word of the demo world by each method or recipe, evaluates and attacks it, and reports.
+    """A graph that erases a word of the demo world by each method or recipe, or guards it, evaluates, attacks, reports.
 
     Args:
         attacks: settings by attack; what is left out is the attack's default.
@@ -44,8 +45,13 @@ def leaderboard_graph(
 
     for method in methods:
         on = {"model": ["1", 0], "clip": ["1", 1], "concepts": ["3", 0], "vae": ["1", 2]}
-        if method in recipes():
-            chosen = _chosen("recipe", recipe_named(method).spec, {})
+        if method.startswith(GUARD):
+            plain = {"model": ["1", 0], "clip": ["1", 1], "concepts": ["3", 0]}
+            erased = add(
+                "LetheGuard", **plain, gate=0.0, **_chosen("guard", guard_named(method[len(GUARD) :]).spec, {})
+            )
+        elif method in recipes():
+            chosen = _chosen("recipe", recipe_named(method).spec, recipe_settings(method, concept.text))
             erased = add("LetheTrain", **on, steps=0, learning_rate=0.0, rank=0, seed=0, look_every=0, **chosen)
         else:
             chosen = _chosen("method", method_named(method).spec, {})

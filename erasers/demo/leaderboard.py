@@ -39,7 +39,7 @@ from ..spec import Value
 from ..store.album import open_album
 from ..target import Target
 from .grammar import EMBLEM, EMBLEM_SYNONYMS, find_word
-from .making import eraser_names, make_eraser
+from .making import eraser_names, guard_names, make_eraser
 from .sets import CASES, demo_rows
 from .spread import on_processes, on_ray, on_servers
 from .world import weights_digest
@@ -72,7 +72,7 @@ class Job:
     """One method on one concept, evaluated and attacked.
 
     Attributes:
-        method: name of a method or a training recipe; its settings are the defaults.
+        method: name of a method, a training recipe or a guard (`making`); its settings are the defaults.
         word: the concept, of `sets.CASES`.
         attacks: settings by attack.
         each_kind: prompts of each kind.
@@ -256,11 +256,13 @@ def spread(options: argparse.Namespace, work: Sequence[Job]) -> Iterable[tuple[R
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", nargs="*", help="methods and recipes; all that erase, when left out")
+    parser.add_argument(
+        "--methods", nargs="*", help="methods, recipes, and guards as guard:NAME; all that erase, when left out"
+    )
     parser.add_argument(
         "--keep", action="store_true", help="keep the rows of the folder's table that are not done anew"
     )
-    parser.add_argument("--attacks", nargs="*", help="all, when left out")
+    parser.add_argument("--attacks", nargs="*", help="all, when left out; none, when the list is empty")
     parser.add_argument("--concepts", nargs="*", default=list(WORDS), choices=list(CASES))
     parser.add_argument("--each-kind", type=int, default=15, help="prompts of each kind")
     parser.add_argument("--pictures", type=int, default=2, help="per attacked prompt")
@@ -283,11 +285,12 @@ def main() -> None:
         print(f"{done}/{len(work)} {reports[0].title if reports else 'refused'} {seconds:.0f} s", flush=True)
     known = from_json((options.folder / "leaderboard.json").read_text(encoding="utf-8")) if options.keep else ()
     found += [report for report in known if all(report.title != own.title for own in found)]
-    names, words = list(eraser_names()), [concept.text for concept in CASES.values()]
+    names, words = [*eraser_names(), *guard_names()], [concept.text for concept in CASES.values()]
     found.sort(key=lambda report: (names.index(report.title), words.index(report.concepts[0])))
     note = (
         f"{options.each_kind} prompts of each kind; {len(EVERYDAY)} attacked prompts with {options.pictures} pictures "
-        f"each; {options.steps} DDIM steps, guidance 4; every method with its defaults, attacks with the settings of "
+        f"each; {options.steps} DDIM steps, guidance 4; every method with its defaults (recipes: their schedule for "
+        "small models), attacks with the settings of "
         "`leaderboard.REDUCED`, far below the published budgets. Means over concepts: erased, kept and leaked as "
         "the help page of 'Evaluate' defines them, and for each attack the share of pictures that show the concept. "
         f"{time.perf_counter() - started:.0f} s for {', '.join(dict.fromkeys(job.method for job in work))}."

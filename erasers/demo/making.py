@@ -1,30 +1,48 @@
-"""An eraser of the demo world by name, fitted or trained, with default settings."""
+"""The rows of the leaderboard: what erases a concept of the demo world, by name, with default settings."""
 
 from __future__ import annotations
 
+from ..errors import HostError
 from ..learn.loop import Job, train
-from ..registry import method_named, methods, recipe_named, recipes
+from ..registry import guards, method_named, methods, recipe_named, recipes
 from ..result import Eraser
+from ..spec import Value
 from ..task import Task
 
-ALONE = {"uce_debias"}
-"""Methods that erase nothing."""
+ALONE = {"uce_debias", "geom_erasing", "sfd"}
+"""What has no row: it erases nothing, needs pictures of the user's, or draws in one step alone."""
+GUARD = "guard:"
 
 
 def eraser_names() -> tuple[str, ...]:
-    """Every method that erases, then every recipe."""
-    return *(name for name in methods() if name not in ALONE), *recipes()
+    """Every method that erases, then every recipe that does."""
+    return tuple(name for name in (*methods(), *recipes()) if name not in ALONE)
+
+
+def guard_names() -> tuple[str, ...]:
+    """Every guard, under a name that no eraser has; guards act in ComfyUI's own sampling."""
+    return tuple(f"{GUARD}{name}" for name in guards())
+
+
+def recipe_settings(name: str, word: str) -> dict[str, Value]:
+    """A recipe's settings for a word: its defaults, but sentences for styles where the word is one."""
+    known = {parameter.name: parameter.default for parameter in recipe_named(name).spec.parameters}
+    styled = word.endswith("style") and known.get("templates") == "scenes"
+    return recipe_named(name).spec.settings({"templates": "styled scenes"} if styled else {})
 
 
 def make_eraser(name: str, task: Task) -> Eraser:
     """Fit the method, or train by the recipe, of this name.
 
     Raises:
+        HostError: it is a guard.
         LetheError: it refuses the task, or there is none of this name.
     """
+    if name.startswith(GUARD):
+        raise HostError(f"'{name}' acts in ComfyUI's sampling.", "Send it to a server of it: --servers URL.")
     if name not in recipes():
         method = method_named(name)
         return method.fit(task, method.spec.settings({}))
     recipe = recipe_named(name)
-    settings = recipe.spec.settings({})
+    settings = recipe_settings(name, task.concepts.erase[0].text)
     return train(task, Job(name, settings, recipe.plan(task, settings), recipe.small)).eraser

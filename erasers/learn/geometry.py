@@ -10,7 +10,7 @@ with T places in a picture, K of them inside, so that w adds up to T; alpha abov
 Afterwards the name and the tokens stand in the negative prompt, and the model draws around what they say.
 
 This is the paper's removal from a model: the tokens alone are learned. Its removal from data trains the model along
-with them. Regions come from any detector; loose boxes will do.
+with them (learn/located.py). Regions come from any detector; loose boxes will do.
 
 Differs from the paper: the error is in the model's own prediction space; pictures without the concept teach tokens
 nothing and are left out; cells that no picture shows give no token. Grid, alpha, rate and steps are not known to us.
@@ -40,6 +40,11 @@ class Grid:
 
     rows: int = 4
     columns: int = 4
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return self.rows * self.columns
 
     def touched(self, region: Tensor) -> list[int]:
         """The cells that a region `[h, w]` in 0..1 reaches into."""
@@ -127,7 +132,7 @@ def learn_places(
     def row(i: int, vectors: Tensor) -> list[Token]:
         return sentence(tower, marked.captions[shown[i]], marked.name, vectors[cells[shown[i]]])
 
-    start = first_vectors(tower, "", grid.rows * grid.columns)
+    start = first_vectors(tower, "", grid.count)
     learned = learn_vectors(model, Lesson(marked.latents[shown], row, weights), start, fit, generator, track)
     seen = torch.zeros(len(learned), dtype=torch.bool)
     seen[sorted({cell for own in cells for cell in own})] = True

@@ -54,7 +54,7 @@ class RealEraLoRA:
                 "Weight of what is held, 0 to 100. Start at 0.3; the paper's is not known.",
                 maximum=100.0,
             ),
-            shared.templates("object", "not known"),
+            shared.templates(published="not known"),
             shared.latents("Published: not known."),
             shared.cfg(3.0),
             shared.sampling_steps(50),
@@ -62,7 +62,7 @@ class RealEraLoRA:
         ),
     )
     schedule = Schedule(steps=1000, rate=1e-4, rank=4)
-    small = Schedule(steps=80, rate=3e-3, batch=2, rank=4)
+    small = Schedule(steps=120, rate=3e-3, batch=2, rank=4)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         near, far = float(settings["near"]), float(settings["far"])

@@ -70,7 +70,7 @@ class SalUn:
                 "Higher keeps more.",
                 maximum=10.0,
             ),
-            shared.templates("object", "the names of a data set's classes"),
+            shared.templates(published="the names of a data set's classes"),
             shared.pictures(32, "800 as published"),
             Parameter(
                 "cfg",
@@ -102,7 +102,7 @@ class SalUn:
         ),
     )
     schedule = Schedule(steps=500, rate=1e-5, batch=8)
-    small = Schedule(steps=60, rate=2e-4, batch=4)
+    small = Schedule(steps=40, rate=1e-4, batch=4)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         drawn = {

@@ -81,7 +81,7 @@ class TRCESteer:
                 minimum=0.05,
                 advanced=True,
             ),
-            shared.templates("object", "pairs of sentences that somebody wrote"),
+            shared.templates(published="pairs of sentences that somebody wrote"),
             shared.cfg(3.0),
             shared.sampling_steps(50),
             shared.trajectories(),

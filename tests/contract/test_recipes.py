@@ -42,13 +42,26 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+FROM_PICTURES = {"geom_erasing"}
+"""Recipes that learn from the user's pictures and regions alone."""
+
+
+def task_for(name: str, concepts: ConceptList = BALL, **given: Any) -> Task:
+    if name in FROM_PICTURES:
+        pictures = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        regions = torch.zeros(2, 8, 8)
+        regions[0, :3, :3] = 1
+        given |= {"pictures": pictures, "regions": regions}
+    return tiny_task(concepts, **given)
+
+
 def job(name: str, task: Task, **schedule: Any) -> Job:
     return job_of(name, task, shortened_settings(name, SHORT), **{"steps": STEPS, "batch": 2, **schedule})
 
 
 @cache
 def trained(name: str) -> tuple[Task, Trained]:
-    task = tiny_task()
+    task = task_for(name)
     return task, train(task, replace(job(name, task), keep_state=True))
 
 
@@ -79,7 +92,7 @@ def hooks_of(task: Task) -> int:
 
 
 def test_before_the_first_step_the_student_is_the_teacher(name: str) -> None:
-    task = tiny_task()
+    task = task_for(name)
     begun = job(name, task)
     run = Run(task, begun.plan, begun.schedule, begun.seed)
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -96,7 +109,7 @@ STARTED = {"mace_lora", "trce_steer"}
 
 
 def test_it_changes_something_and_the_model_nothing(name: str) -> None:
-    task = tiny_task()
+    task = task_for(name)
     before, hooks = {key: value.clone() for key, value in state_of(task).items()}, hooks_of(task)
     found = train(task, job(name, task))
     assert any(bool(tensor.any()) for tensor in tensors_of(found.eraser).values())
@@ -141,21 +154,21 @@ def test_it_comes_back_from_a_file_and_says_how_it_was_made(name: str, tmp_path:
 
 
 def test_models_that_predict_velocity_train_too(name: str) -> None:
-    task = tiny_task(prediction="v_prediction")
+    task = task_for(name, prediction="v_prediction")
     found = train(task, job(name, task, steps=2))
     assert any(bool(tensor.any()) for tensor in tensors_of(found.eraser).values())
     assert all(value == value for values in found.losses.values() for value in values)
 
 
 def test_nothing_to_erase_is_refused(name: str) -> None:
-    task = tiny_task(ConceptList(preserve=("box",)))
+    task = task_for(name, ConceptList(preserve=("box",)))
     with pytest.raises(ConceptError):
         job(name, task)
 
 
 def test_a_concept_without_replacement_or_keep_list_will_do(name: str) -> None:
     concepts = ConceptList((replace(BALL.erase[0], replacement=""),))
-    task = tiny_task(concepts)
+    task = task_for(name, concepts)
     try:
         found = train(task, job(name, task, steps=2))
     except ConceptError as error:

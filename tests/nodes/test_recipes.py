@@ -27,6 +27,9 @@ SHORT: dict[str, Any] = {
     "keep_steps": 1,
 }
 
+FROM_PICTURES = {"geom_erasing"}
+"""Recipes that learn from the user's pictures and regions alone."""
+
 
 @pytest.fixture(params=sorted(recipes()))
 def name(request: pytest.FixtureRequest) -> str:
@@ -40,6 +43,11 @@ def short(name: str) -> dict[str, int]:
 def run(demo: Any, name: str, **given: Any) -> Any:
     from lethe.nodes.train import LetheTrain
 
+    if name in FROM_PICTURES:
+        generator = torch.Generator().manual_seed(2)
+        images, masks = torch.rand(1, 128, 128, 3, generator=generator), torch.zeros(1, 128, 128)
+        masks[:, :32, :32] = 1
+        given |= {"vae": demo[2], "images": images, "regions": masks}
     settings = {"steps": 2, "batch": 1, "look_every": 0, "seed": 4, **given}
     with torch.inference_mode():
         return LetheTrain.execute(demo[0], demo[1], CONCEPTS, recipe={"recipe": name, **short(name)}, **settings).result

@@ -6,10 +6,15 @@ import pytest
 import torch
 from lethe.erasers.algebra.hooks import gradients
 from lethe.erasers.concepts import Concept, ConceptList
-from lethe.erasers.learn.loop import train
-from lethe.erasers.learn.moment import ANCHOR, CONCEPT, TEACHER, Ask
+from lethe.erasers.errors import SettingError
+from lethe.erasers.learn.loop import Progress, train
+from lethe.erasers.learn.moment import ANCHOR, CONCEPT, TEACHER, Ask, Latents
+from lethe.erasers.learn.pairs import GONE, SHOWN
 from lethe.erasers.learn.poles import NEUTRAL
 from lethe.erasers.learn.regress import Regress
+from lethe.erasers.learn.run import Run
+from lethe.erasers.recipes.sliders import inner
+from torch import Tensor
 from toy_trainee import distance, gradient_names, job_of, run_of, tiny_task
 
 
@@ -83,3 +88,81 @@ def test_training_brings_the_loss_down_and_leaves_the_model_alone() -> None:
     assert sum(found.losses["erase"][-5:]) < 0.7 * sum(found.losses["erase"][:5])
     after = task.model.unet.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+PAIRS = {"learn_from": "pairs"}
+
+
+def _pictures(count: int = 4) -> Tensor:
+    return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def _grads(run: Run) -> dict[str, Tensor]:
+    """Of both terms together, at the start."""
+    own = run.trainables.tensors
+    with torch.no_grad(), run.active():
+        moment = run.draw()
+        for tensor in own.values():
+            tensor.requires_grad_()
+        with gradients():
+            return dict(
+                zip(own, torch.autograd.grad(torch.stack(run.losses(moment)).sum(), list(own.values())), strict=True)
+            )
+
+
+@pytest.mark.parametrize(("target", "role"), [("neutral", NEUTRAL), ("concept", CONCEPT)])
+def test_the_first_loss_of_pairs_is_the_teacher_s_error_on_both(target: str, role: str) -> None:
+    task = tiny_task(pictures=_pictures())
+    run = run_of(job_of("sliders", task, {**PAIRS, "target": target}, batch=6), task)
+    with torch.no_grad(), run.active():
+        moment = run.draw()
+        gone, shown = (float(loss) for loss in run.losses(moment))
+        for loss, at, who in ((gone, GONE, role), (shown, SHOWN, CONCEPT)):
+            latents = moment[at]
+            said = run.teacher(latents, run.of_role(Ask(TEACHER, who, at), latents))
+            assert latents.noise is not None
+            assert loss == pytest.approx(float((said - latents.noise).square().mean()), rel=1e-4)
+
+
+def test_pairs_of_the_same_picture_teach_nothing_and_swapped_ones_the_reverse() -> None:
+    same = _pictures(2).repeat(2, 1, 1, 1)
+    given = {**PAIRS, "target": "concept"}
+    found = []
+    for pictures in (same, _pictures(), _pictures().roll(2, 0)):
+        task = tiny_task(pictures=pictures)
+        found.append(_grads(run_of(job_of("sliders", task, given, batch=2), task)))
+    largest = max(float(grad.abs().max()) for grad in found[1].values())
+    assert largest > 1e-4
+    assert all(float(grad.abs().max()) < 1e-4 * largest for grad in found[0].values())
+    assert all(torch.allclose(found[1][name], -found[2][name], atol=1e-4 * largest) for name in found[1])
+
+
+def test_times_of_pairs_leave_out_the_first_and_the_last_of_fifty() -> None:
+    times = (inner(2000, torch.Generator().manual_seed(0)) * 50).round().long()
+    assert sorted(set(times.tolist())) == list(range(1, 49))
+
+
+def test_an_adapter_of_pairs_draws_the_second_pictures_and_turned_round_the_first() -> None:
+    task = tiny_task(pictures=torch.cat([torch.full((1, 4, 8, 8), 0.8), torch.full((1, 4, 8, 8), -0.8)]))
+    means = []
+
+    def look(progress: Progress) -> bool:
+        if progress.step < 30:
+            return False
+        run, own = progress.run, dict(progress.run.trainables.tensors)
+        x = 2 * torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+        latents, features = Latents(x, torch.full((8,), 2.0), ()), run.features(["ball"] * 8)
+        for strength in (-1.0, 1.0):
+            with run.acting_as({name: strength * own[name] for name in own if name.endswith(".up")}):
+                means.append(float((x - 2 * run.student(latents, features)).mean()))
+        return True
+
+    train(task, job_of("sliders", task, {**PAIRS, "target": "concept"}, steps=30, rate=1e-2, batch=4), look)
+    assert means[0] > means[1] + 0.1
+
+
+def test_pairs_that_are_none_are_refused_before_training() -> None:
+    with pytest.raises(SettingError, match="pairs"):
+        job_of("sliders", tiny_task(), PAIRS)
+    with pytest.raises(SettingError, match="3 pictures"):
+        job_of("sliders", tiny_task(pictures=_pictures(3)), PAIRS)
