@@ -135,7 +135,7 @@ class AdvUnlearn:
         ),
     )
     schedule = Schedule(steps=1000, rate=1e-5, rank=16)
-    small = Schedule(steps=30, rate=5e-4, batch=2, rank=8)
+    small = Schedule(steps=40, rate=2e-4, batch=2, rank=8)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         rolled = shared.rollout_of(settings, concept_scenes(task, str(settings["templates"])))

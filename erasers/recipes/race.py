@@ -81,7 +81,7 @@ class RACE:
         ),
     )
     schedule = Schedule(steps=2000, rate=1e-5)
-    small = Schedule(steps=50, rate=3e-4, batch=2)
+    small = Schedule(steps=80, rate=5e-4, batch=4)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         switch, adversary = (
