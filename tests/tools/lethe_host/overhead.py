@@ -88,8 +88,7 @@ def _guarded(model: Any, clip: Any, name: str) -> tuple[Any, Any, float]:
 
 def _draw(model: Any, clip: Any, options: argparse.Namespace) -> float:
     """Seconds of a sampling; the prompts are encoded before."""
-    import nodes
-
+    nodes: Any = importlib.import_module("nodes")
     positive, negative = (nodes.CLIPTextEncode().encode(clip, prompt)[0] for prompt in (PROMPT, ""))
     latent = nodes.EmptyLatentImage().generate(8 * options.side, 8 * options.side, 1)[0]
     started = time.perf_counter()

@@ -170,7 +170,8 @@ def _concepts(prompt: dict[str, Any]) -> list[Concept]:
     found = []
     for node in prompt.values():
         inputs = node["inputs"]
-        if node["class_type"] == "LetheConcept":
+        # A concept that another node makes has no word that the judge could look for.
+        if node["class_type"] == "LetheConcept" and isinstance(inputs["text"], str):
             found.append(Concept(inputs["text"], tuple(inputs["synonyms"].splitlines()), inputs["replacement"]))
         if node["class_type"] == "LetheConceptList":
             found += [Concept(c.text, (), c.replacement) for c in read_concepts(inputs["text"], inputs["replacement"])]
