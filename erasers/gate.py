@@ -39,7 +39,14 @@ class Gate:
 
     def likeness(self, states: Tensor) -> float:
         """The largest likeness of a token of a prompt `[tokens, d]` to a concept."""
-        return float(((states[1:].double().cpu() - self.centre) @ self.readers.T).max())
+        return float(self._each(states).max())
+
+    def nearest(self, states: Tensor) -> int:
+        """Which of the names a prompt `[tokens, d]` is most like: the number of its reader."""
+        return int(self._each(states).max(0).values.argmax())
+
+    def _each(self, states: Tensor) -> Tensor:
+        return (states[1:].double().cpu() - self.centre) @ self.readers.T
 
     def opens(self, states: Tensor) -> bool:
         """Whether the prompt asks for a concept."""

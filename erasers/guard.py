@@ -32,6 +32,8 @@ class Look:
         said, unsaid: denoised latents for the picture's prompt and for its negative.
         seen: denoised latents for the guard's own prompts, by prompt.
         memory: what the guard left here at the steps before; empty where sampling begins.
+        original: denoised latents for the picture's prompt without the guard's own edit of its features, where the
+            guard asks for them (`Guarding.unedited`).
     """
 
     x: Tensor
@@ -41,6 +43,7 @@ class Look:
     unsaid: Tensor
     seen: Mapping[str, Tensor]
     memory: dict[str, Tensor]
+    original: Tensor | None = None
 
     def predicted(self, denoised: Tensor) -> Tensor:
         """(x - D) / sigma: the noise for models that see noise or v, the velocity for those of flow."""
@@ -79,6 +82,66 @@ class TextPart(Protocol):
         ...
 
 
+class AttentionPart(Protocol):
+    """Changes what cross-attention gives the picture's prompt, by what the same queries get of other features.
+
+    Attributes:
+        states: the other features, `[m, d]`.
+        window: when it acts.
+    """
+
+    @property
+    def states(self) -> Tensor: ...
+
+    @property
+    def window(self) -> Window: ...
+
+    def mix(self, said: Tensor, unsaid: Tensor) -> Tensor:
+        """Outputs of attention `[n, places, width]` as they shall be, from those of the prompt and of the others."""
+        ...
+
+
+class BesidePart(Protocol):
+    """Changes features of pictures by those of references that go through the model beside them.
+
+    Attributes:
+        latents: of the references, `[r, c, h, w]`.
+        window: when it acts.
+    """
+
+    @property
+    def latents(self) -> Tensor: ...
+
+    @property
+    def window(self) -> Window: ...
+
+    def acts(self, block: str, crosses: bool, reduction: float) -> bool:
+        """Whether it acts behind a self- or cross-attention.
+
+        Args:
+            block: part of the UNet, of `words.BLOCKS`.
+            reduction: how many times smaller than the latents the features are.
+        """
+        ...
+
+    def push(self, features: Tensor, others: Tensor) -> Tensor:
+        """Features `[n, places, width]` as they shall be, by all the references' `[m, width]`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Middle:
+    """What is added to the features between the halves of a UNet, on the prompt's side.
+
+    Attributes:
+        vector: `[c]`, the same at every place.
+        window: when it is added.
+    """
+
+    vector: Tensor
+    window: Window
+
+
 @dataclass(frozen=True)
 class Guarding:
     """What a guard does to a model.
@@ -92,6 +155,11 @@ class Guarding:
         reader: the one of these two that has to know the prompt's tokens, or None.
         refuses_unguided: why it cannot act at CFG 1; "" where it can. What mixes can: the negative is then predicted
             for it.
+        attention: how it changes cross-attention, or None.
+        beside: how it changes features by those of reference pictures, or None.
+        middle: what it adds between the halves of a UNet, or None.
+        unedited: whether the mix also needs the prediction for the prompt without the text part's edit; it then mixes
+            only where there is an edit.
     """
 
     prompts: tuple[str, ...] = ()
@@ -101,6 +169,10 @@ class Guarding:
     words: WordPart | None = None
     reader: Reader | None = None
     refuses_unguided: str = ""
+    attention: AttentionPart | None = None
+    beside: BesidePart | None = None
+    middle: Middle | None = None
+    unedited: bool = False
 
 
 class Guard(Protocol):

@@ -19,6 +19,7 @@ class LetheExtension(ComfyExtension):
         from .files import LetheLoad, LetheSave
         from .guard import LetheGuard
         from .learn_word import LetheLearnWord
+        from .look import LetheLook
         from .report import LetheReport
         from .train import LetheTrain
 
@@ -32,6 +33,7 @@ class LetheExtension(ComfyExtension):
             LetheLearnWord,
             LetheGuard,
             LetheAttention,
+            LetheLook,
             LetheApply,
             LetheSave,
             LetheLoad,

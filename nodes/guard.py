@@ -42,6 +42,13 @@ class LetheGuard(io.ComfyNode):
                     "words passes a gate.",
                 ),
                 method_input("guard", specs, "The published guard to use; sld is a sane start."),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Pictures of the concept, for guards that look at pictures (negtome); they draw their own "
+                    "where there are none. Needs the VAE.",
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="The autoencoder that belongs to the model, for pictures."),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The guarded model."),
@@ -63,7 +70,11 @@ class LetheGuard(io.ComfyNode):
         concepts: ConceptList,
         gate: float,
         guard: dict[str, Any] | None = None,
+        images: Any = None,
+        vae: Any = None,
     ) -> io.NodeOutput:
         name, given = chosen_method("guard", guard)
         chosen = guard_named(name)
-        return io.NodeOutput(*guard_model(chosen, chosen.spec.settings(given), model, clip, concepts, gate))
+        return io.NodeOutput(
+            *guard_model(chosen, chosen.spec.settings(given), model, clip, concepts, gate, vae, images)
+        )

@@ -14,8 +14,8 @@ from ..erasers.errors import SettingError
 from ..erasers.learn.geometry import Grid, Marked, learn_places
 from ..erasers.learn.inversion import Fit, Lesson, first_vectors, learn_vectors, spliced
 from .host.model import HostModel
+from .host.pictures import encode_pictures, fitted_regions
 from .host.runtime import each, embedding_path, save_embedding
-from .host.training import encode_pictures, fitted_regions
 
 _MARK = "*"
 

@@ -11,11 +11,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.nn import functional
 
-from ...erasers.errors import GuardError
 from ...erasers.words import WordPart
+from .acting import feature_size
 
 _OVERRIDE = "optimized_attention_override"
-_FACTORS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Sampling(Protocol):
@@ -105,11 +104,5 @@ def _bias(weights: Tensor, q: Tensor, mask: Tensor | None) -> Tensor:
 
 def _region(region: Tensor, options: Mapping[str, Any], places: int) -> Tensor:
     """The region at the places of an attention's queries, `[places]`."""
-    height, width = options["original_shape"][-2:]
-    for factor in _FACTORS:
-        size = -(-height // factor), -(-width // factor)
-        if size[0] * size[1] == places:
-            return functional.interpolate(region[None, None].float(), size=size, mode="area").flatten()
-    raise GuardError(
-        f"Attention over {places} places does not fit latents of {height} x {width}.", "Leave the region out."
-    )
+    size = feature_size(options, places)
+    return functional.interpolate(region[None, None].float(), size=size, mode="area").flatten()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ...erasers.concepts import ConceptList
 from ...erasers.gate import fit_gate, likenesses
@@ -21,6 +23,7 @@ from .conditioning import encoder_fingerprint, text_encoder
 from .guarding import install
 from .model import HostModel
 from .patcher import applied_erasers
+from .pictures import encode_pictures
 from .runtime import LOG, grams
 from .sight import HostSight
 
@@ -47,15 +50,25 @@ def fit_eraser(
 
 
 def guard_model(
-    guard: Guard, settings: Mapping[str, Value], model: ModelPatcher, clip: Any, concepts: ConceptList, gate: float
+    guard: Guard,
+    settings: Mapping[str, Value],
+    model: ModelPatcher,
+    clip: Any,
+    concepts: ConceptList,
+    gate: float,
+    vae: Any = None,
+    pictures: Tensor | None = None,
 ) -> tuple[ModelPatcher, Any, str]:
     """Clones of a MODEL and its CLIP that carry a guard, and what is to be known of it.
 
     Args:
         gate: likeness to the concept from which on a prompt is guarded; 0 for every prompt.
+        pictures: `[n, h, w, 3]` in 0..1, of the concept; need `vae`.
     """
     with torch.inference_mode(False), torch.no_grad():
         task = task_of(model, clip, concepts)
+        if pictures is not None:
+            task = replace(task, pictures=encode_pictures(task.loaded(), vae, pictures))
         plan, fitted = guard.plan(task, settings), fit_gate(task, gate)
         guarded = install(model, clip, guard.spec.title, plan, fitted if gate else None)
         return *guarded, f"{guard.spec.title}: {guard.spec.summary}\nNeeds: {guard.needs}\n\n{likenesses(fitted, task)}"

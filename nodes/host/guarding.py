@@ -25,6 +25,9 @@ from ...erasers.gate import Gate
 from ...erasers.guard import Guarding, Look, TextPart
 from ...erasers.learn.space import wide
 from .attending import attend
+from .beside import push_features, with_references
+from .contrasting import contrast
+from .middle import add_behind_middle
 from .sampling import READINGS, encode_prompt
 
 KEY = "lethe.guards"
@@ -184,7 +187,12 @@ def _begin(guards: Sequence[Installed]) -> Callable[..., Any]:
         sampling = guider.model_patcher.get_model_object("model_sampling")
         levels = torch.tensor([float(sampling.percent_to_sigma(i / _LEVELS)) for i in range(1, _LEVELS + 1)])
         transformer = options.setdefault("transformer_options", {})
-        transformer[KEY] = _Run(guider, acting, {c["uuid"]: c.get(READINGS, {}) for c in said}, levels)
+        run = _Run(guider, acting, {c["uuid"]: c.get(READINGS, {}) for c in said}, levels)
+        transformer[KEY] = run
+        if any(guard.plan.beside for guard in active):
+            push_features(transformer)
+        add_behind_middle(transformer, run, [(g, g.plan.middle) for g in active if g.plan.middle is not None])
+        contrast(transformer, run, [(g, g.plan.attention) for g in active if g.plan.attention is not None], KEY)
         try:
             return executor(*args, **kwargs)
         finally:
@@ -222,27 +230,32 @@ def _predict(guards: Sequence[Installed]) -> Callable[..., Any]:
             return executor(model, conds, x, timestep, options)
         sigma = float(timestep.flatten()[0])
         percent = run.percent(sigma)
+        beside = [(guard, guard.plan.beside) for guard in guards if guard.plan.beside is not None]
+        executor = with_references(executor, beside, run, percent)
         prompts = {uuid for rows in run.acting.values() for uuid in rows}
         place = next((i for i, own in enumerate(conds) if own and {c.get("uuid") for c in own} & prompts), None)
         asked = [[_edited(run, guards, c, percent) for c in own] if i == place else own for i, own in enumerate(conds)]
         if place != 0 or len(conds) != 2 or conds[1] is None:
             # A look of another node's own: no guidance is made of it, so there is nothing to mix.
             return executor(model, asked, x, timestep, options)
-        mixing = [
-            guard
-            for guard in guards
-            if guard.plan.mix and guard.plan.window.holds(percent) and bool(run.rows(guard, len(x)).any())
-        ]
+        mixing = [guard for guard in guards if _mixes(run, guard, conds[0], len(x), percent)]
         if not mixing:
             return executor(model, asked, x, timestep, options)
-        names = [(guard, prompt) for guard in mixing for prompt in guard.plan.prompts]
-        extra = [run.guider.conds[_name(guard, prompt)] for guard, prompt in names]
-        said, unsaid, *seen = executor(model, [*asked, *extra], x, timestep, options)
-        found = dict(zip(names, seen, strict=True))
+        extra: dict[tuple[Installed, str | None], Any] = {
+            (guard, prompt): run.guider.conds[_name(guard, prompt)] for guard in mixing for prompt in guard.plan.prompts
+        }
+        for guard in mixing:
+            if guard.plan.unedited:
+                others = [other for other in guards if other is not guard]
+                extra[guard, None] = [_edited(run, others, c, percent) for c in conds[0]]
+        said, unsaid, *seen = executor(model, [*asked, *extra.values()], x, timestep, options)
+        found = dict(zip(extra, seen, strict=True))
         run.step_to(sigma)
         for guard in mixing:
             own = {prompt: found[guard, prompt] for prompt in guard.plan.prompts}
-            look = Look(x, timestep, percent, said, unsaid, own, run.memory.setdefault(guard, {}))
+            look = Look(
+                x, timestep, percent, said, unsaid, own, run.memory.setdefault(guard, {}), found.get((guard, None))
+            )
             rows = wide(run.rows(guard, len(x)).to(x), x).bool()
             said, unsaid = (
                 torch.where(rows, new, old) for new, old in zip(_mix(guard, look), (said, unsaid), strict=True)
@@ -250,6 +263,13 @@ def _predict(guards: Sequence[Installed]) -> Callable[..., Any]:
         return [said, unsaid]
 
     return wrapper
+
+
+def _mixes(run: _Run, guard: Installed, said: Sequence[Mapping[str, Any]], count: int, percent: float) -> bool:
+    """Whether a guard mixes the predictions of `count` pictures now."""
+    if guard.plan.mix is None or not guard.plan.window.holds(percent) or not bool(run.rows(guard, count).any()):
+        return False
+    return not guard.plan.unedited or any(_holding(run, guard, cond, percent) for cond in said)
 
 
 def _mix(guard: Installed, look: Look) -> tuple[Tensor, Tensor]:
@@ -261,16 +281,9 @@ def _edited(run: _Run, guards: Sequence[Installed], cond: Mapping[str, Any], per
     """A condition with its text features edited, or the very same where no guard edits them now."""
     acting = []
     for guard in guards:
-        part, rows = guard.plan.text, run.acting[guard].get(cond["uuid"])
-        if part is None or rows is None:
-            continue
-        readings = cond.get(READINGS, {}).get(guard, [None])
-        unread = guard.plan.reader is not None
-        holds = [
-            row and not (unread and own is None) and part.holds(own, percent) for row, own in _paired(rows, readings)
-        ]
-        if any(holds):
-            acting.append((guard, part, tuple(holds), readings))
+        holds = _holding(run, guard, cond, percent)
+        if guard.plan.text is not None and holds:
+            acting.append((guard, guard.plan.text, holds, cond.get(READINGS, {}).get(guard, [None])))
     if not acting:
         return cond
     key = (cond["uuid"], *((guard, holds) for guard, _, holds, _ in acting))
@@ -282,6 +295,16 @@ def _edited(run: _Run, guards: Sequence[Installed], cond: Mapping[str, Any], per
         run.edited[key] = states
     changed = inner._copy_with(run.edited[key])
     return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": changed}}
+
+
+def _holding(run: _Run, guard: Installed, cond: Mapping[str, Any], percent: float) -> tuple[bool, ...]:
+    """Which rows of a condition a guard's text part edits now; empty where it edits none."""
+    part, rows = guard.plan.text, run.acting[guard].get(cond["uuid"])
+    if part is None or rows is None:
+        return ()
+    unread, readings = guard.plan.reader is not None, cond.get(READINGS, {}).get(guard, [None])
+    holds = [row and not (unread and own is None) and part.holds(own, percent) for row, own in _paired(rows, readings)]
+    return tuple(holds) if any(holds) else ()
 
 
 def _edit_rows(part: TextPart, states: Tensor, holds: Sequence[bool], readings: Sequence[Any]) -> Tensor:

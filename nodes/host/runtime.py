@@ -12,6 +12,7 @@ from typing import TypeVar
 import comfy.model_management
 import comfy.utils
 import folder_paths
+from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
@@ -33,6 +34,11 @@ def each(items: Iterable[Item], count: int) -> Iterator[Item]:
         comfy.model_management.throw_exception_if_processing_interrupted()
         yield item
         bar.update(1)
+
+
+def blocked(problem: str) -> ExecutionBlocker:
+    """What stands in an output that there is nothing for: nodes that are connected to it say why."""
+    return ExecutionBlocker(problem)
 
 
 @cache

@@ -40,8 +40,13 @@ def draw(model: ModelPatcher, positive: Any, negative: Any, vae: Any, how: Sampl
     Returns:
         `[count, height, width, 3]` float32 in 0..1 on the CPU.
     """
+    return vae.decode(draw_latents(model, positive, negative, how, count)).float().cpu()
+
+
+def draw_latents(model: ModelPatcher, positive: Any, negative: Any, how: Sampling, count: int = 1) -> Tensor:
+    """Latents `[count, c, h, w]` of the pictures that `draw` draws."""
     empty = empty_latents(model, how, count)
-    latent = comfy.sample.sample(
+    return comfy.sample.sample(
         model,
         comfy.sample.prepare_noise(empty, how.seed),
         how.steps,
@@ -54,7 +59,6 @@ def draw(model: ModelPatcher, positive: Any, negative: Any, vae: Any, how: Sampl
         seed=how.seed,
         disable_pbar=True,
     )
-    return vae.decode(latent).float().cpu()
 
 
 def empty_latents(model: ModelPatcher, how: Sampling, count: int) -> Tensor:
@@ -78,7 +82,8 @@ def prompts_at_once(encoded: list[Any]) -> Any:
         raise SettingError("These prompts differ in length.", "Set the batch to 1.")
     states = torch.cat([e[0][0].repeat(1, longest // e[0][0].shape[1], 1) for e in encoded])
     extras = [e[0][1] for e in encoded]
-    joined = {name: torch.cat([e[name] for e in extras]) for name, v in extras[0].items() if isinstance(v, Tensor)}
+    tensors = [name for name, value in extras[0].items() if isinstance(value, Tensor)]
+    joined: dict[str, Any] = {name: torch.cat([e[name] for e in extras]) for name in tensors}
     if READINGS in extras[0]:
         joined[READINGS] = joined_readings([extra[READINGS] for extra in extras])
     return [[states, {**extras[0], **joined}]]

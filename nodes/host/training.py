@@ -29,6 +29,7 @@ from ...erasers.task import Task
 from .fit import task_of
 from .model import HostModel
 from .patcher import applied_erasers
+from .pictures import encode_pictures, fitted_regions
 from .runtime import LOG
 
 DISCARD, KEEP = "discard", "keep what was learned"
@@ -181,26 +182,6 @@ class Watcher:
     def _own(self, run: Run) -> Any:
         assert isinstance(run.model, HostModel)
         return run.model.patcher.model
-
-
-def encode_pictures(model: Any, vae: Any, pictures: Tensor) -> Tensor:
-    """Pictures `[n, h, w, 3]` to latents as the model reads them; SettingError without a VAE."""
-    if vae is None:
-        raise SettingError("Pictures were connected without a VAE.", "Connect the VAE that belongs to the model.")
-    latents = torch.cat([vae.encode(picture[None, ..., :3]) for picture in pictures])
-    return model.patcher.model.process_latent_in(latents).float().cpu()
-
-
-def fitted_regions(regions: Tensor | None, latents: Tensor) -> Tensor | None:
-    """Regions at the latents' size, one for each."""
-    if regions is None:
-        return None
-    if len(regions) not in (1, len(latents)):
-        raise SettingError(
-            f"There are {len(regions)} masks for {len(latents)} pictures.", "Connect one for each, or one for all."
-        )
-    found = torch.nn.functional.interpolate(regions[:, None].float().cpu(), latents.shape[-2:], mode="area")[:, 0]
-    return found.expand(len(latents), -1, -1)
 
 
 def _check_resumed(model: ModelPatcher, resumed: Eraser | None) -> None:

@@ -14,6 +14,8 @@ from lethe.erasers.registry import guards
 BALL = ConceptList(lists=("demo-world",)).with_concept(Concept("ball", "box"))
 PROMPT, OTHER = "a large red ball, flat style, on paper", "a large red tree, flat style, on paper"
 GATE = 0.45
+FEWER: dict[str, dict[str, Any]] = {"h_space": {"steps": 3, "pictures": 2}, "negtome": {"threshold": 0.5}}
+"""Settings that keep a training to seconds, and that let a guard act on a few steps."""
 
 
 def guarded(demo: Any, name: str, gate: float = 0.0, settings: dict[str, Any] | None = None) -> Any:
@@ -21,7 +23,9 @@ def guarded(demo: Any, name: str, gate: float = 0.0, settings: dict[str, Any] | 
     from lethe.nodes.guard import LetheGuard
 
     with torch.inference_mode():
-        return LetheGuard.execute(demo[0], demo[1], BALL, gate, guard={"guard": name, **(settings or {})}).result
+        return LetheGuard.execute(
+            demo[0], demo[1], BALL, gate, guard={"guard": name, **FEWER.get(name, {}), **(settings or {})}
+        ).result
 
 
 def sample(model: Any, clip: Any, prompt: str = PROMPT, cfg: float = 4.0, steps: int = 6, size: int = 128) -> Any:
@@ -59,8 +63,9 @@ def test_behind_its_gate_other_prompts_are_drawn_bit_for_bit(demo: Any, plain: A
 
 
 def test_the_gate_tells_prompts_for_the_concept_from_others(demo: Any) -> None:
-    import nodes
     from lethe.erasers.demo.sets import demo_rows
+
+    import nodes
 
     (installed,) = guarded(demo, "sld", GATE)[0].get_attachment("lethe.guards")
     opened: dict[str, list[bool]] = {}

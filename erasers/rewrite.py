@@ -1,0 +1,125 @@
+"""Prompts rewritten on their tokens until they no longer ask for a concept.
+
+A prompt asks for a concept where one of its names stands in it, or where its features are as like the concept as the
+gate's threshold (gate.py). Names give way to the replacement. What still asks for it then loses, one by one, the
+tokens whose absence makes it least like the concept, and has the replacement in place of the first. What nothing helps
+becomes the replacement alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .errors import ConceptError
+from .gate import Gate, fit_gate
+from .model import TextTower, Token
+from .task import Task
+
+_ROUNDS, _BATCH = 4, 32
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A name and what stands in its place, as token ids."""
+
+    name: list[int]
+    replacement: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Wordbook:
+    """What prompts may not ask for, and what they say instead.
+
+    Attributes:
+        tower: the text encoder.
+        gate: tells whether features ask for a concept.
+        entries: one for each of the gate's readers, in their order.
+    """
+
+    tower: TextTower
+    gate: Gate
+    entries: tuple[Entry, ...]
+
+    def likenesses(self, contents: Sequence[Sequence[Token]]) -> list[float]:
+        """How like a concept each of some prompts is, given by their tokens without start, end and padding."""
+        rows = [self.tower.padded(content) for content in contents]
+        batches = (rows[i : i + _BATCH] for i in range(0, len(rows), _BATCH))
+        return [self.gate.likeness(states) for batch in batches for states in self.tower.encode(batch)[0]]
+
+    def asking(self, contents: Sequence[Sequence[Token]]) -> list[bool]:
+        """Which of some prompts ask for a concept; the empty one never does."""
+        pairs = zip(contents, self.likenesses(contents), strict=True)
+        return [bool(own) and (self._names(own) or likeness >= self.gate.threshold) for own, likeness in pairs]
+
+    def rewrite(self, content: Sequence[Token]) -> list[Token]:
+        """A prompt that says the replacement instead; one that does not ask for a concept stays as it is."""
+        found, named = self._exchange(content)
+        for round_ in range(_ROUNDS):
+            if not self._is_like(found):
+                return found
+            instead = [] if named or round_ else self._nearest(found).replacement
+            likenesses = self.likenesses([[*found[:i], *found[i + 1 :]] for i in range(len(found))])
+            place = likenesses.index(min(likenesses))
+            found[place : place + 1] = instead
+        return list(self._nearest(content).replacement) if self._is_like(found) else found
+
+    def _names(self, content: Sequence[Token]) -> bool:
+        return any(places_of(content, entry.name) for entry in self.entries)
+
+    def _is_like(self, content: Sequence[Token]) -> bool:
+        return bool(content) and self.likenesses([content])[0] >= self.gate.threshold
+
+    def _nearest(self, content: Sequence[Token]) -> Entry:
+        states = self.tower.encode([self.tower.padded(content)])[0][0]
+        return self.entries[self.gate.nearest(states)]
+
+    def _exchange(self, content: Sequence[Token]) -> tuple[list[Token], bool]:
+        """A prompt with replacements for names, where several begin for the longest; and whether there was any."""
+        found, place, named = list[Token](), 0, False
+        while place < len(content):
+            here = [entry for entry in self.entries if _stands(content, entry.name, place)]
+            entry = max(here, key=lambda e: len(e.name), default=Entry([0], []))
+            found += entry.replacement if here else [content[place]]
+            place, named = place + len(entry.name), named or bool(here)
+        return found, named
+
+    def features(self, contents: Iterable[Sequence[Token]]) -> Tensor:
+        """Features of a prompt's chunks, end to end, `[tokens, d]` float32 on the CPU."""
+        states = self.tower.encode([self.tower.padded(content) for content in contents])[0]
+        return states.flatten(0, 1).cpu()
+
+
+def wordbook(task: Task, threshold: float) -> Wordbook:
+    """The concepts' names and replacements, and a gate for them.
+
+    Raises:
+        ConceptError: there is no concept, or the text encoder reads nothing in a name.
+        FamilyError: the model has more than one text encoder.
+    """
+    gate, tower, entries = fit_gate(task, threshold), task.loaded().tower(), []
+    for concept in task.concepts.erase:
+        replacement = tower.content(concept.replacement) if concept.replacement else []
+        for name in concept.names:
+            entries.append(Entry(tower.content(name), replacement))
+            if not entries[-1].name:
+                raise ConceptError(f"The text encoder reads nothing in '{name}'.", "Write words of its language.")
+    return Wordbook(tower, gate, tuple(entries))
+
+
+def chunk_content(chunk: Sequence[Token], end: int) -> list[Token]:
+    """A padded chunk's tokens without start, end and padding."""
+    stop = next((i for i, token in enumerate(chunk) if i and isinstance(token, int) and token == end), len(chunk))
+    return list(chunk[1:stop])
+
+
+def places_of(tokens: Sequence[Token], name: Sequence[int]) -> list[int]:
+    """Where the tokens of a name begin among others."""
+    return [place for place in range(len(tokens)) if _stands(tokens, name, place)]
+
+
+def _stands(content: Sequence[Token], name: Sequence[int], place: int) -> bool:
+    own = content[place : place + len(name)]
+    return len(own) == len(name) and all(isinstance(t, int) and t == n for t, n in zip(own, name, strict=True))

@@ -1,0 +1,68 @@
+"""What can be told inside a layer: which rows of its batch a guard acts on, and the size of its features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+from uuid import UUID
+
+import torch
+from torch import Tensor
+
+from ...erasers.errors import GuardError
+from ...erasers.window import Window
+
+_FACTORS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Sampling(Protocol):
+    """What a sampling that is under way tells of itself.
+
+    Attributes:
+        acting: by guard, which rows of each of the prompt's conditions it acts on, by the condition's id.
+    """
+
+    acting: Mapping[Any, Mapping[UUID, Tensor]]
+
+    def percent(self, sigma: float) -> float:
+        """How far it has come at a level."""
+        ...
+
+    def rows(self, guard: Any, count: int) -> Tensor:
+        """Which of `count` pictures a guard acts on, `[count]` bool."""
+        ...
+
+
+def acting_rows(run: Sampling, guard: Any, window: Window, options: Mapping[str, Any], count: int) -> Tensor | None:
+    """Rows of the prompt that a guard acts on now, `[count]` bool; None where there are none.
+
+    Args:
+        options: the host's options of a layer.
+        count: rows of the batch.
+    """
+    if not window.holds(run.percent(float(options["sigmas"].flatten()[0]))):
+        return None
+    each = count // len(options["uuids"])
+    found = []
+    for uuid in options["uuids"]:
+        rows = run.acting[guard].get(uuid, torch.zeros(1, dtype=torch.bool))
+        found.append(rows.repeat(-(-each // len(rows)))[:each])
+    rows = torch.cat(found)
+    return rows if bool(rows.any()) else None
+
+
+def feature_size(options: Mapping[str, Any], places: int) -> tuple[int, int]:
+    """Height and width of a layer's features, in places.
+
+    Raises:
+        GuardError: the places are not those of the latents, made smaller.
+    """
+    shape = options.get("activations_shape")
+    if shape is not None and shape[-2] * shape[-1] == places:
+        return shape[-2], shape[-1]
+    height, width = options["original_shape"][-2:]
+    for factor in _FACTORS:
+        size = -(-height // factor), -(-width // factor)
+        if size[0] * size[1] == places:
+            return size
+    raise GuardError(f"Attention over {places} places does not fit latents of {height} x {width}.", "Change the size.")
