@@ -35,7 +35,7 @@ TEMPLATES = {
         "an image of a cyan cross at night, {}",
     ),
 }
-"""Sentences by kind. The last two are for what is trained: a model that saw the bare name may learn only that prompt."""
+"""Sentences by kind. The last two are for training: a model that saw the bare name may learn only that prompt."""
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ class HostModel:
             comfy.model_management.load_models_gpu([self.clip.patcher], force_full_load=True)
             _ordinary(encoder)
             inner.reset_clip_options()
+            if self.clip.layer_idx is not None:
+                inner.set_clip_options({"layer": self.clip.layer_idx})
             inner.set_clip_options({"execution_device": self.clip.patcher.load_device})
             states, pooled = encoder.encode([list(row) for row in rows])[:2]
             return states.float(), pooled.float()

@@ -31,8 +31,9 @@ LIMIT = 1200.0
 """Seconds that one workflow may take."""
 LONG = {"leaderboard"}
 """Workflows of half an hour; what they do is shown by another."""
-RESEARCH = {"from_pictures", "membranes", "robust_text_encoder", "slider", "train_esd"}
-"""Workflows that show a training recipe whatever it loses: what they keep is reported, and not held against them."""
+TRAINED = {"from_pictures", "membranes", "robust_text_encoder", "slider", "train_esd"}
+RESEARCH = TRAINED | {"implicit_prompts", "learn_word", "mute_word"}
+"""Workflows that show a recipe or a guard whatever it loses: what they keep is reported, and not held against them."""
 ERASING = "erase_"
 """Workflows of this name promise that the concept is gone; the others show something else, and are only reported."""
 
@@ -129,7 +130,7 @@ def _run_measure(client: Client, prompt: dict[str, Any], folder: Path, name: str
     """Run a workflow that reports instead of comparing: its chart and its page are what it leaves."""
     report_id = _first(prompt, "LetheReport")
     if report_id is None:
-        raise ConvertError(f"{name} has neither a 'Before / After' nor a 'Report' node")
+        return _run_look(client, prompt, folder, name)
     started = time.perf_counter()
     shown = client.run(prompt, timeout=LIMIT)[report_id]
     seconds = time.perf_counter() - started
@@ -142,6 +143,25 @@ def _run_measure(client: Client, prompt: dict[str, Any], folder: Path, name: str
         "erased": [concept.name for concept in _concepts(prompt)],
         "rows": [],
     }
+
+
+def _run_look(client: Client, prompt: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
+    """Run a workflow that shows where words look: its maps, in two rows, are what it leaves."""
+    from PIL import Image
+
+    look_id = _first(prompt, "LetheLook")
+    if look_id is None:
+        raise ConvertError(f"{name} has none of the nodes 'Before / After', 'Report' and 'See Where Words Look'")
+    started = time.perf_counter()
+    shown = client.run(prompt)[look_id]["images"]
+    seconds = time.perf_counter() - started
+    maps = [Image.open(_keep(client, own, folder / name / f"map_{i:02}.png")) for i, own in enumerate(shown)]
+    columns, (width, height) = -(-len(maps) // 2), maps[0].size
+    grid = Image.new("RGB", (columns * width, 2 * height))
+    for index, own in enumerate(maps):
+        grid.paste(own, (index % columns * width, index // columns * height))
+    grid.save(folder / f"{name}.png")
+    return {"seconds": round(seconds, 1), "grid": f"{name}.png", "erased": [], "rows": []}
 
 
 def _first(prompt: dict[str, Any], kind: str) -> str | None:
