@@ -26,6 +26,7 @@ from .patcher import applied_erasers
 from .pictures import encode_pictures
 from .runtime import LOG, grams
 from .sight import HostSight
+from .sites import model_sites
 
 
 def fit_eraser(
@@ -82,6 +83,7 @@ def reweight(
     Raises:
         FamilyError: the model has more than one text encoder, or no cross-attention.
     """
+    model_sites(model)  # Refuses a model whose cross-attention is not known.
     part = WordPart(HostModel(model, clip).tower(), words, **given)
     return install(model, clip, "Reweight Attention", Guarding(words=part, reader=part), None)
 

@@ -173,6 +173,7 @@ def _begin(guards: Sequence[Installed]) -> Callable[..., Any]:
         acting = {guard: _acting(guard, said) for guard in guards}
         active = [guard for guard in guards if any(bool(rows.any()) for rows in acting[guard].values())]
         options = guider.model_options
+        _check_guider(guider, [guard for guard in active if guard.plan.mix])
         if abs(getattr(guider, "cfg", 0.0) - 1) < _UNGUIDED:
             for guard in active:
                 if guard.plan.refuses_unguided:
@@ -199,6 +200,21 @@ def _begin(guards: Sequence[Installed]) -> Callable[..., Any]:
             transformer.pop(KEY, None)
 
     return wrapper
+
+
+def _check_guider(guider: Any, mixing: Sequence[Installed]) -> None:
+    """Refuse to mix where there are not the prompt's prediction and the negative's, but fewer or more."""
+    names = set(guider.conds)
+    if mixing and "negative" not in names:
+        raise GuardError(
+            f"{mixing[0].title} compares the prompt with a negative, and this guider has none.",
+            "Use a CFGGuider or a KSampler with an empty negative prompt; CFG may be 1.",
+        )
+    if mixing and names != {"positive", "negative"}:
+        raise GuardError(
+            f"{mixing[0].title} mixes two predictions, and this guider has {len(names)}.",
+            "Use a CFGGuider or a KSampler, or a guard that edits text, such as gog.",
+        )
 
 
 def _acting(guard: Installed, said: Sequence[Mapping[str, Any]]) -> dict[UUID, Tensor]:

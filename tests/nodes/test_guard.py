@@ -194,3 +194,20 @@ def test_bad_settings_are_refused(demo: Any, settings: dict[str, Any], problem: 
 def test_words_that_cannot_be_weighed_are_refused(demo: Any, words: str) -> None:
     with pytest.raises(SettingError):
         reweighted(demo, words)
+
+
+@pytest.mark.parametrize(("kind", "problem"), [("basic", "has none"), ("dual", "has 3")])
+def test_guiders_that_have_no_pair_of_predictions_are_refused(demo: Any, kind: str, problem: str) -> None:
+    from comfy_extras import nodes_custom_sampler as custom
+
+    import nodes
+
+    model, clip, _ = guarded(demo, "sld")
+    with torch.inference_mode():
+        said = nodes.CLIPTextEncode().encode(clip, PROMPT)[0]
+        guider = custom.Guider_Basic(model) if kind == "basic" else custom.Guider_DualCFG(model)
+        guider.set_conds(*([said] if kind == "basic" else [said, said, said]))
+        noise = torch.zeros(1, 4, 16, 16)
+        sampler, sigmas = custom.comfy.samplers.KSAMPLER(lambda *args, **kwargs: noise), torch.tensor([1.0, 0.0])
+        with pytest.raises(GuardError, match=problem):
+            guider.sample(noise, noise, sampler, sigmas)
