@@ -16,6 +16,8 @@ from .red_team import ATTACKED, GUARDED
 from .report import ATTACK, EVALUATION, Report
 
 _DOTS_PER_INCH = 100
+_LISTED = 24
+"""Titles in a column of the list beside a chart."""
 
 
 def overview_chart(reports: Sequence[Report]) -> Tensor:
@@ -27,8 +29,9 @@ def overview_chart(reports: Sequence[Report]) -> Tensor:
     Returns:
         `[1, h, w, 3]` float32 in 0..1.
     """
-    figure, axes = figure_of(9.0, 5.5)
     titles = list(dict.fromkeys(report.title for report in reports if report.kind == EVALUATION))
+    columns = -(-len(titles) // _LISTED) or 1
+    figure, axes = figure_of(6.8 + 2.2 * columns, 5.5)
     means = {title: (_mean(title, "kept", reports), _mean(title, "erased", reports)) for title in titles}
     drawn = [title for title in titles if not any(math.isnan(mean.value) for mean in means[title])]
     for number, title in enumerate(drawn, 1):
@@ -44,7 +47,7 @@ def overview_chart(reports: Sequence[Report]) -> Tensor:
     axes.set(xlabel="kept", ylabel="erased", xlim=(max(lowest, -0.03), 1.03), ylim=(-0.03, 1.05))
     axes.grid(color="0.92")
     if drawn:
-        figure.legend(loc="outside right upper", fontsize=9, frameon=False, handlelength=0)
+        figure.legend(loc="outside right upper", fontsize=9, frameon=False, handlelength=0, ncols=columns)
     return pixels_of(figure)
 
 
