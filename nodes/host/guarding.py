@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 import comfy.sampler_helpers
 import comfy.sd
@@ -33,6 +34,7 @@ from .sampling import READINGS, encode_prompt
 KEY = "lethe.guards"
 _LEVELS = 1000
 _UNGUIDED, _ROUNDING = 1e-9, 1e-6
+_TABLES: WeakKeyDictionary[Any, tuple[tuple[float, float], Tensor]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +187,7 @@ def _begin(guards: Sequence[Installed]) -> Callable[..., Any]:
         for guard in active:
             for prompt, conditioning in guard.conditioning.items():
                 guider.conds[_name(guard, prompt)] = comfy.sampler_helpers.convert_cond(conditioning)
-        sampling = guider.model_patcher.get_model_object("model_sampling")
-        levels = torch.tensor([float(sampling.percent_to_sigma(i / _LEVELS)) for i in range(1, _LEVELS + 1)])
+        levels = _levels(guider.model_patcher.get_model_object("model_sampling"))
         transformer = options.setdefault("transformer_options", {})
         run = _Run(guider, acting, {c["uuid"]: c.get(READINGS, {}) for c in said}, levels)
         transformer[KEY] = run
@@ -200,6 +201,16 @@ def _begin(guards: Sequence[Installed]) -> Callable[..., Any]:
             transformer.pop(KEY, None)
 
     return wrapper
+
+
+def _levels(sampling: Any) -> Tensor:
+    """Sigmas at even shares of sampling, falling; made once for a model, as the host takes 30 ms for them."""
+    key = float(sampling.sigma_max), float(sampling.percent_to_sigma(0.5))
+    known = _TABLES.get(sampling)
+    if known is None or known[0] != key:
+        made = torch.tensor([float(sampling.percent_to_sigma(i / _LEVELS)) for i in range(1, _LEVELS + 1)])
+        known = _TABLES[sampling] = key, made
+    return known[1]
 
 
 def _check_guider(guider: Any, mixing: Sequence[Installed]) -> None:
