@@ -45,6 +45,9 @@ def test_triggers_and_their_move_are_the_papers(model: ToyModel) -> None:
     wanted = [i + 1 for i, d in enumerate(distance) if d >= 1.01 * (sum(distance) - d) / 3]
     reading = safree.read([ids])
     assert reading.rows.tolist() == wanted and 0 < len(wanted) < 4
+    stands_out = max(d * 3 / (sum(distance) - d) for d in distance) - 1
+    assert len(part(model, alpha=stands_out - 1e-4).read([ids]).rows) == 1
+    assert not len(part(model, alpha=stands_out + 1e-4).read([ids]).rows)
     span = torch.stack(hidden, 1)
     onto = span @ torch.linalg.inv(span.T @ span) @ span.T
     states = model.tower().encode([ids])[0][0]
