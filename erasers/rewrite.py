@@ -16,6 +16,7 @@ from torch import Tensor
 from .errors import ConceptError
 from .gate import Gate, fit_gate
 from .model import TextTower, Token
+from .phrases import end_of, places_of, stands
 from .task import Task
 
 _ROUNDS, _BATCH = 4, 32
@@ -80,7 +81,7 @@ class Wordbook:
         """A prompt with replacements for names, where several begin for the longest; and whether there was any."""
         found, place, named = list[Token](), 0, False
         while place < len(content):
-            here = [entry for entry in self.entries if _stands(content, entry.name, place)]
+            here = [entry for entry in self.entries if stands(content, entry.name, place)]
             entry = max(here, key=lambda e: len(e.name), default=Entry([0], []))
             found += entry.replacement if here else [content[place]]
             place, named = place + len(entry.name), named or bool(here)
@@ -111,15 +112,4 @@ def wordbook(task: Task, threshold: float) -> Wordbook:
 
 def chunk_content(chunk: Sequence[Token], end: int) -> list[Token]:
     """A padded chunk's tokens without start, end and padding."""
-    stop = next((i for i, token in enumerate(chunk) if i and isinstance(token, int) and token == end), len(chunk))
-    return list(chunk[1:stop])
-
-
-def places_of(tokens: Sequence[Token], name: Sequence[int]) -> list[int]:
-    """Where the tokens of a name begin among others."""
-    return [place for place in range(len(tokens)) if _stands(tokens, name, place)]
-
-
-def _stands(content: Sequence[Token], name: Sequence[int], place: int) -> bool:
-    own = content[place : place + len(name)]
-    return len(own) == len(name) and all(isinstance(t, int) and t == n for t, n in zip(own, name, strict=True))
+    return list(chunk[1 : end_of(chunk, end)])

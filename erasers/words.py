@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .errors import ConceptError, SettingError
 from .model import TextTower, Token
+from .phrases import end_of, places_of
 from .window import Window
 
 BLOCKS = ("input", "middle", "output")
@@ -66,16 +67,11 @@ class WordPart:
         weights, found = torch.ones(len(chunk)), False
         for phrase, weight in self.words:
             ids = self.tower.content(phrase)
-            for start in range(1, len(chunk) - len(ids) + 1):
-                if all(isinstance(t, int) and t == own for t, own in zip(chunk[start:], ids, strict=False)):
-                    weights[start : start + len(ids)], found = weight, True
+            for start in places_of(chunk, ids):
+                weights[start : start + len(ids)], found = weight, True
         if not found:
             return None
-        end = next(
-            (i for i, token in enumerate(chunk) if i and isinstance(token, int) and token == self.tower.end), None
-        )
-        if end is not None:
-            weights[end:] = self.end_weight
+        weights[end_of(chunk, self.tower.end) :] = self.end_weight
         return weights
 
 

@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from ..guard import Guarding, guarded_names
 from ..model import TextTower, Token
+from ..phrases import end_of
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 
@@ -76,7 +77,7 @@ class Safree:
         return Triggers(rows, strongest.move, strongest.until)
 
     def _read(self, chunk: Sequence[Token]) -> Triggers:
-        content = _content(chunk, self.tower.end)
+        content = list(range(1, end_of(chunk, self.tower.end)))
         if not content:
             return Triggers(torch.zeros(0, dtype=torch.long), self.away, 0.0)
         rows = [[*chunk[:i], _HIDDEN, *chunk[i + 1 :]] for i in content]
@@ -104,23 +105,13 @@ class Safree:
 def pooled_rows(tower: TextTower, rows: Sequence[Sequence[Token]]) -> Tensor:
     """Features at the first end token of padded rows, `[n, d]` float32 on the CPU."""
     states = tower.encode(rows)[0].cpu()
-    ends = [list(map(_id, row)).index(tower.end, 1) for row in rows]
+    ends = [end_of(row, tower.end) for row in rows]
     return states[torch.arange(len(rows)), ends]
 
 
 def projection(rows: Tensor) -> Tensor:
     """The orthogonal projection onto the span of rows `[m, d]`, `[d, d]`."""
     return torch.linalg.pinv(rows) @ rows
-
-
-def _content(chunk: Sequence[Token], end: int) -> list[int]:
-    """Positions between the start and the first end token."""
-    ids = [_id(token) for token in chunk]
-    return list(range(1, ids.index(end, 1) if end in ids[1:] else len(ids)))
-
-
-def _id(token: Token) -> int:
-    return token if isinstance(token, int) else -1
 
 
 def _sigmoid(x: float) -> float:

@@ -29,8 +29,8 @@ from torch import Tensor
 from ..errors import ConceptError
 from ..guard import Guarding, guarded_names
 from ..model import TextTower, Token
+from ..phrases import places_of
 from ..read_features import copies
-from ..rewrite import places_of
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 from ..window import Window, window_of, window_settings

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .moment import ANCHOR, CONCEPT, MAIN, STUDENT, TEACHER, Ask, Moment
-from .plan import ERASE, Term
+from .plan import ERASE, Wrapped
 from .run import Run
 from .space import denoised_from
 
@@ -131,7 +131,7 @@ class Domain:
 
 
 @dataclass(frozen=True)
-class Later:
+class Later(Wrapped):
     """A term without gradients in the first part of training.
 
     Attributes:
@@ -139,16 +139,7 @@ class Later:
         head_start: share of the steps.
     """
 
-    term: Term
     head_start: float
-
-    @property
-    def aim(self) -> str:
-        return self.term.aim
-
-    @property
-    def weight(self) -> float:
-        return self.term.weight
 
     def asks(self) -> Sequence[Ask]:
         return self.term.asks()

@@ -90,6 +90,25 @@ class Term(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Wrapped:
+    """A term around another, whose aim and weight it has.
+
+    Attributes:
+        term: the other.
+    """
+
+    term: Term
+
+    @property
+    def aim(self) -> str:
+        return self.term.aim
+
+    @property
+    def weight(self) -> float:
+        return self.term.weight
+
+
 Penalty = Callable[[Trainables], Tensor]
 """A part of the loss that depends on the trained tensors alone; a scalar."""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..algebra.hooks import gradients
 from ..model import TextTower, Token
 from .moment import CONCEPT, MAIN, STUDENT, TEACHER, Ask, Features, Latents, Moment
-from .plan import Source
+from .plan import Source, Wrapped
 from .regress import Regress
 from .run import Run
 from .wording import room
@@ -95,7 +95,7 @@ class SoftTokens:
 
 
 @dataclass(frozen=True)
-class Attacked:
+class Attacked(Wrapped):
     """A term whose student reads prompts with the adversary's vectors in them, and plain ones before its first search.
 
     A trained text encoder needs this: the features that a maker leaves behind carry no gradients.
@@ -107,14 +107,6 @@ class Attacked:
 
     term: Regress
     adversary: SoftTokens
-
-    @property
-    def aim(self) -> str:
-        return self.term.aim
-
-    @property
-    def weight(self) -> float:
-        return self.term.weight
 
     def asks(self) -> Sequence[Ask]:
         return [ask for ask in self.term.asks() if ask.source != STUDENT]

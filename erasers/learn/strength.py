@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .moment import TEACHER, Ask, Moment
-from .plan import Term
+from .plan import Wrapped
 from .run import Run
 from .spent import spent
 
@@ -16,7 +16,7 @@ _UP = ".up"
 
 
 @dataclass(frozen=True)
-class AtStrength:
+class AtStrength(Wrapped):
     """A term whose student acts at a strength of its own; for adapters of low rank.
 
     Attributes:
@@ -24,16 +24,7 @@ class AtStrength:
         strength: factor of what the adapters add.
     """
 
-    term: Term
     strength: float
-
-    @property
-    def aim(self) -> str:
-        return self.term.aim
-
-    @property
-    def weight(self) -> float:
-        return self.term.weight
 
     def asks(self) -> Sequence[Ask]:
         return [ask for ask in self.term.asks() if ask.source == TEACHER]

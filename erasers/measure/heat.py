@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ..errors import SettingError
 from ..model import Token
+from ..phrases import places_of
 
 _HEAT = 0.65
 """Share of the heat in a map over a picture; the rest is the picture, in grey."""
@@ -24,10 +25,8 @@ def word_places(chunks: Sequence[Sequence[Token]], word: str, ids: Sequence[int]
     """
     found, offset = [], 0
     for chunk in chunks:
-        for start in range(len(chunk) - len(ids) + 1):
-            same = (isinstance(t, int) and t == own for t, own in zip(chunk[start:], ids, strict=False))
-            if all(same):
-                found += range(offset + start, offset + start + len(ids))
+        for start in places_of(chunk, ids):
+            found += range(offset + start, offset + start + len(ids))
         offset += len(chunk)
     if not found:
         raise SettingError(f"'{word}' is not in the prompt.", "Write words as they stand in it.")

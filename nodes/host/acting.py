@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from ...erasers.errors import GuardError
 from ...erasers.window import Window
 
+OVERRIDE = "optimized_attention_override"
+"""The host's slot around attention."""
 _FACTORS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -31,6 +34,15 @@ class Sampling(Protocol):
     def rows(self, guard: Any, count: int) -> Tensor:
         """Which of `count` pictures a guard acts on, `[count]` bool."""
         ...
+
+    def weights(self, guard: Any, uuid: UUID) -> Tensor | None:
+        """The weights of a condition's tokens, `[rows, tokens]`; None where none of the guard's words is in it."""
+        ...
+
+
+def behind(func: Callable[..., Tensor], before: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
+    """An attention function behind what another node put into the host's slot; None for nothing there."""
+    return func if before is None else partial(before, func)
 
 
 def acting_rows(run: Sampling, guard: Any, window: Window, options: Mapping[str, Any], count: int) -> Tensor | None:

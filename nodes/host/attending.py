@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
-from uuid import UUID
+from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -12,28 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...erasers.words import WordPart
-from .acting import feature_size
-
-_OVERRIDE = "optimized_attention_override"
-
-
-class Sampling(Protocol):
-    """What a sampling that is under way tells of itself."""
-
-    def percent(self, sigma: float) -> float:
-        """How far it has come at a level."""
-        ...
-
-    def weights(self, guard: Any, uuid: UUID) -> Tensor | None:
-        """The weights of a condition's tokens, `[rows, tokens]`; None where none of the words is in it."""
-        ...
+from .acting import OVERRIDE, Sampling, behind, feature_size
 
 
 def attend(model: ModelPatcher, guard: Any, part: WordPart, key: str) -> None:
     """Put a part on a clone: as scaled values, which chain, or around attention where that does not do."""
     if part.renormalise or part.region is not None:
         options = model.model_options["transformer_options"]
-        options[_OVERRIDE] = _around(guard, part, key, options.get(_OVERRIDE))
+        options[OVERRIDE] = _around(guard, part, key, options.get(OVERRIDE))
     else:
         model.set_model_attn2_patch(_scaled(guard, part, key))
 
@@ -48,11 +33,10 @@ def _scaled(guard: Any, part: WordPart, key: str) -> Callable[..., Any]:
 
 def _around(guard: Any, part: WordPart, key: str, before: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
     def override(func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        attention = behind(func, before)
+
         def inner(values: Tensor, **changed: Any) -> Tensor:
-            given = (q, k, values, *args)
-            return (
-                func(*given, **{**kwargs, **changed}) if before is None else before(func, *given, **kwargs, **changed)
-            )
+            return attention(q, k, values, *args, **{**kwargs, **changed})
 
         options = kwargs.get("transformer_options") or {}
         crosses = q.shape[-2] != k.shape[-2]

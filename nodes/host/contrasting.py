@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ...erasers.errors import GuardError
 from ...erasers.guard import AttentionPart
-from .acting import Sampling, acting_rows
+from .acting import OVERRIDE, Sampling, acting_rows, behind
 
-OVERRIDE, CONTRAST = "optimized_attention_override", "lethe.contrast"
-"""The host's slot around attention; what marks attention to features that are not the prompt's."""
+CONTRAST = "lethe.contrast"
+"""Marks attention to features that are not the prompt's."""
 Part = tuple[Any, AttentionPart]
 
 
@@ -70,9 +70,10 @@ def _around(appended: _Appended, key: str, before: Callable[..., Tensor] | None)
     def override(func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         parts, appended.parts, own = appended.parts, (), appended.tokens
 
+        attention = behind(func, before)
+
         def inner(*given: Tensor, **changed: Any) -> Tensor:
-            others = {**kwargs, **changed}
-            return func(*given, *args, **others) if before is None else before(func, *given, *args, **others)
+            return attention(*given, *args, **{**kwargs, **changed})
 
         if not parts:
             return inner(q, k, v)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ...erasers.errors import FamilyError, SettingError
 from ...erasers.measure.heat import fitted_map, word_places, word_shares
-from .acting import feature_size
+from .acting import OVERRIDE, behind, feature_size
 from .conditioning import end_token, token_ids
-from .contrasting import CONTRAST, OVERRIDE
+from .contrasting import CONTRAST
 from .sampling import Sampling, draw_latents, encode_prompt
 
 _PROMPT = 0
@@ -111,7 +111,7 @@ def watched(model: ModelPatcher, looks: Looks) -> ModelPatcher:
     def override(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         # Innermost, where what other nodes do to attention is done.
         seeing = _seeing(func, looks) if inside.now else func
-        return seeing(*args, **kwargs) if before is None else before(seeing, *args, **kwargs)
+        return behind(seeing, before)(*args, **kwargs)
 
     options[OVERRIDE] = override
     return clone
