@@ -76,6 +76,11 @@ class ConceptList:
             raise ConceptError(f"'{twice[0]}' is to be erased twice.", "Name it once.")
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Every name to erase, synonyms included."""
+        return tuple(name for concept in self.erase for name in concept.names)
+
+    @property
     def kept(self) -> tuple[str, ...]:
         """Every prompt to preserve: the user's, then those of the lists, each once."""
         erased = {_key(name) for concept in self.erase for name in concept.names}

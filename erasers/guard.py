@@ -196,7 +196,7 @@ class Guard(Protocol):
 
 def guarded_names(task: Task) -> tuple[str, ...]:
     """Every name of every concept, synonyms included; ConceptError where there is none."""
-    names = tuple(name for concept in task.concepts.erase for name in concept.names)
+    names = task.concepts.names
     if not names:
         raise ConceptError("There is no concept to guard against.", "Connect a 'Concept to Erase' node.")
     return names

@@ -10,7 +10,7 @@ from importlib import metadata
 import torch
 from torch import Tensor
 
-from .result import Bottleneck, ContextOperator, Eraser, Recipe, WeightEdit
+from .result import Eraser, Recipe
 from .spec import Value
 from .task import Task
 
@@ -38,18 +38,7 @@ def versions() -> dict[str, str]:
 
 def eraser_fingerprint(eraser: Eraser) -> str:
     """A short hash of an eraser's tensors."""
-    parts: dict[str, Mapping[str, ContextOperator | WeightEdit | Bottleneck]] = {
-        "context": eraser.context,
-        "adapters": eraser.adapters,
-        "text_encoder": eraser.text_encoder,
-        "modules": eraser.modules,
-    }
-    return fingerprint(
-        (f"{part}.{owner}.{name}", tensor)
-        for part, owners in parts.items()
-        for owner, entry in owners.items()
-        for name, tensor in entry.tensors().items()
-    )
+    return fingerprint(eraser.tensors().items())
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:

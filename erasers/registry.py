@@ -1,7 +1,8 @@
 """Finds what the pack offers: each file with an entry in a folder of its kind (`methods/`, `recipes/`, `guards/`, ...).
 
 A method file defines `METHOD`, a recipe file `RECIPE`, a guard file `GUARD`, an attack file `ATTACK`, a probe file
-`PROBE`, a family file `FAMILY`. There is no list to edit.
+`PROBE`, a family file `FAMILY`, a merge file `MERGE`, a gate file `GATE`, a
+layout file (`exchange/layouts/`) `LAYOUT`. There is no list to edit.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from .errors import SettingError
+from .exchange.layout import Layout
+from .gates import GateKind
 from .guard import Guard
 from .learn.plan import Plan, Schedule
+from .merging import Merge
 from .probe import Probe
 from .result import Eraser
 from .sites import Family
@@ -82,6 +86,24 @@ def families() -> Mapping[str, Family]:
 
 
 @cache
+def merges() -> Mapping[str, Merge]:
+    """Every way of merging a stack by name."""
+    return MappingProxyType({entry.spec.name: entry for entry in _entries("merges", "MERGE")})
+
+
+@cache
+def gates() -> Mapping[str, GateKind]:
+    """Every kind of gate by name."""
+    return MappingProxyType({entry.name: entry for entry in _entries("gates", "GATE")})
+
+
+@cache
+def layouts() -> Mapping[str, Layout]:
+    """Every layout of other programs' files by name."""
+    return MappingProxyType({entry.name: entry for entry in _entries("exchange.layouts", "LAYOUT")})
+
+
+@cache
 def attacks() -> Mapping[str, Attack]:
     """Every attack by name."""
     return MappingProxyType({entry.spec.name: entry for entry in _entries("attacks", "ATTACK")})
@@ -113,9 +135,19 @@ def attack_named(name: str | None) -> Attack:
     return _named("attack", name, attacks())
 
 
+def layout_named(name: str | None) -> Layout:
+    """Look a file layout up; SettingError names those that exist."""
+    return _named("layout", name, layouts())
+
+
 def probe_named(name: str | None) -> Probe:
     """Look a probe up; SettingError names those that exist."""
     return _named("probe", name, probes())
+
+
+def merge_named(name: str | None) -> Merge:
+    """Look a way of merging up; SettingError names those that exist."""
+    return _named("mode", name, merges())
 
 
 def _named(kind: str, name: str | None, known: Mapping[str, Entry]) -> Entry:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..kernels.reference.bottleneck import bottleneck
 from ..kernels.reference.low_rank import add_low_rank
 from .errors import FamilyError, NumericsError
+from .gates import Gate
 from .sites import Family
 from .spec import Value
 
@@ -264,6 +265,8 @@ class Eraser:
         text_encoder: edits of the text encoders' weights, by stream and parameter name.
         modules: small networks beside layers of the denoiser, by module name.
         training: what training needs to go on from here, by name; empty for a finished eraser.
+        members: erasers that act on a prompt as far as their gates open; in none of them is a text-encoder part, which
+            would act before any gate is asked, nor another member.
     """
 
     recipe: Recipe
@@ -272,10 +275,35 @@ class Eraser:
     text_encoder: Mapping[str, WeightEdit] = field(default_factory=dict)
     modules: Mapping[str, Bottleneck] = field(default_factory=dict)
     training: Mapping[str, Tensor] = field(default_factory=dict)
+    members: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
-        if not (self.context or self.adapters or self.text_encoder or self.modules):
+        if any(member.eraser.text_encoder or member.eraser.members for member in self.members):
+            raise NumericsError(
+                "An eraser of the text encoder, or one of gated parts, cannot stand behind a gate.",
+                "Merge it in mode sum, or apply it by itself.",
+            )
+        if not (self.context or self.adapters or self.text_encoder or self.modules or self.members):
             raise NumericsError("The eraser changes nothing.", "No place to erase from was found; check the settings.")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor but those of training, under its name in files (store/eraser_file.py)."""
+        parts: dict[str, Mapping[str, ContextOperator | WeightEdit | Bottleneck]] = {
+            "context": self.context,
+            "adapters": self.adapters,
+            "text_encoder": self.text_encoder,
+            "modules": self.modules,
+        }
+        found = {
+            f"{part}.{owner}.{name}": tensor
+            for part, owners in parts.items()
+            for owner, entry in owners.items()
+            for name, tensor in entry.tensors().items()
+        }
+        for number, member in enumerate(self.members):
+            own = member.eraser.tensors() | {f"gate.{name}": tensor for name, tensor in member.gate.tensors().items()}
+            found |= {f"members.{number}.{name}": tensor for name, tensor in own.items()}
+        return found
 
     def check_family(self, family: Family) -> None:
         """Refuse a model that the eraser is not for.
@@ -292,3 +320,18 @@ class Eraser:
                 f"the model is of family '{family.name}' ({family.stream} {family.width}).",
                 "Load the model it was made for, or erase again on this one.",
             )
+        for member in self.members:
+            member.eraser.check_family(family)
+
+
+@dataclass(frozen=True)
+class Member:
+    """An eraser behind a gate.
+
+    Attributes:
+        gate: how far it acts on which prompt.
+        eraser: what acts.
+    """
+
+    gate: Gate
+    eraser: Eraser

@@ -1,9 +1,9 @@
 """Prompts rewritten on their tokens until they no longer ask for a concept.
 
 A prompt asks for a concept where one of its names stands in it, or where its features are as like the concept as the
-gate's threshold (gate.py). Names give way to the replacement. What still asks for it then loses, one by one, the
-tokens whose absence makes it least like the concept, and has the replacement in place of the first. What nothing helps
-becomes the replacement alone.
+gate's threshold (gates/discriminant.py). Names give way to the replacement. What still asks for it then loses, one by
+one, the tokens whose absence makes it least like the concept, and has the replacement in place of the first. What
+nothing helps becomes the replacement alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .errors import ConceptError
-from .gate import Gate, fit_gate
+from .gates.discriminant import Discriminant, fit_gate
 from .model import TextTower, Token
 from .phrases import end_of, places_of, stands
 from .task import Task
@@ -37,11 +37,11 @@ class Wordbook:
     Attributes:
         tower: the text encoder.
         gate: tells whether features ask for a concept.
-        entries: one for each of the gate's readers, in their order.
+        entries: one for each of the gate's names, in their order.
     """
 
     tower: TextTower
-    gate: Gate
+    gate: Discriminant
     entries: tuple[Entry, ...]
 
     def likenesses(self, contents: Sequence[Sequence[Token]]) -> list[float]:

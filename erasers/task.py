@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from .concepts import ConceptList
@@ -23,11 +24,15 @@ class EncodedPrompt:
 
     Attributes:
         text: the prompt.
-        states: `[tokens, d]` float32, the features of every position, padding included.
-        last: position of the last content token; 0 (the start token) for a prompt without content.
+        states: `[tokens, d]` float32, the features of every position, padding that the denoiser reads included.
+        last: position of the last content token; for a prompt without content the one before its place, where what
+            stands for it is: the start token, or with encoders that have none, the first that closes it.
         ids: token ids of every position where the encoder has them; empty otherwise.
         pooled: `[p]` float32, the features that enter the model beside the tokens; None where the
             family has none.
+        start: position of the first content token; `last + 1` for a prompt without content.
+        parts: the prompt as each encoder gives it, where several follow one another along the tokens; `last`, `start`
+            and the head of `states` are then the first one's.
     """
 
     text: str
@@ -35,6 +40,14 @@ class EncodedPrompt:
     last: int
     ids: tuple[int, ...] = ()
     pooled: Tensor | None = None
+    start: int = 1
+    parts: tuple[EncodedPrompt, ...] = ()
+
+
+def joined_parts(parts: Sequence[EncodedPrompt]) -> EncodedPrompt:
+    """One prompt of what several encoders, that follow one another along the tokens, make of it."""
+    ids = tuple(number for part in parts for number in part.ids)
+    return replace(parts[0], states=torch.cat([part.states for part in parts]), ids=ids, parts=tuple(parts))
 
 
 Encode = Callable[[list[str]], list[EncodedPrompt]]
@@ -80,7 +93,7 @@ class Task:
     @property
     def held(self) -> list[str]:
         """Every prompt to hold: the empty one, the preserved ones, and what was erased before."""
-        erased = [name for concept in self.concepts.erase for name in concept.names]
+        erased = self.concepts.names
         before = [name for eraser in self.earlier for name in eraser.recipe.names if name not in erased]
         return list(dict.fromkeys(("", *self.concepts.kept, *before)))
 

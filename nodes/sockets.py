@@ -8,3 +8,7 @@ Concepts = io.Custom("LETHE_CONCEPTS")
 EraserSocket = io.Custom("LETHE_ERASER")
 ReportSocket = io.Custom("LETHE_REPORT")
 """A tuple of `erasers.measure.report.Report`."""
+StackSocket = io.Custom("LETHE_STACK")
+"""An `erasers.stack.Stack`."""
+LoraModel = io.Custom("LORA_MODEL")
+"""The host's own: a flat dictionary of tensors."""

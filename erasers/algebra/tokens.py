@@ -7,18 +7,20 @@ end token, which sums a causal encoder's prompt up).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..errors import ConceptError
-from ..task import EncodedPrompt
+from ..task import Encode, EncodedPrompt
 
 LAST, TAIL, ALL, EOT = "last", "tail", "all", "eot"
 RULES = (LAST, TAIL, ALL, EOT)
 
 
 def select_pair(rule: str, source: EncodedPrompt, target: EncodedPrompt) -> tuple[Tensor, Tensor]:
-    """Rows to erase and the rows that replace them.
+    """Rows to erase and the rows that replace them; of every encoder's part where several follow one another.
 
     Args:
         rule: one of `RULES`.
@@ -33,23 +35,46 @@ def select_pair(rule: str, source: EncodedPrompt, target: EncodedPrompt) -> tupl
     Raises:
         ConceptError: the source holds no content token.
     """
-    if source.last < 1:
+    if source.parts and target.parts:
+        known = [(one, other) for one, other in zip(source.parts, target.parts, strict=True) if one.last >= one.start]
+        pairs = [select_pair(rule, one, other) for one, other in known or [(source.parts[0], target.parts[0])]]
+        return torch.cat([one for one, _ in pairs]), torch.cat([other for _, other in pairs])
+    if source.last < source.start:
         raise ConceptError(
             f"'{source.text}' has no token that the text encoder knows.", "Name the concept in words of its language."
         )
     if rule == LAST:
         return source.states[source.last :][:1], target.states[target.last :][:1]
     if rule == EOT:
+        if max(source.last, target.last) + 1 >= len(source.states):
+            raise ConceptError("This text encoder closes a prompt with no token.", "Choose another rule for tokens.")
         return source.states[source.last + 1 :][:1], target.states[target.last + 1 :][:1]
     if rule == ALL:
-        return source.states, target.states
-    length = len(source.states) - max(source.last, target.last)
+        length = min(len(source.states), len(target.states))
+        return source.states[:length], target.states[:length]
+    length = min(len(source.states) - source.last, len(target.states) - target.last)
     return source.states[source.last :][:length], target.states[target.last :][:length]
 
 
 def select_rows(rule: str, prompts: list[EncodedPrompt]) -> Tensor:
-    """Rows to preserve, `[m, d]`: each prompt's last content token (`last`), first end token (`eot`), or all rows."""
+    """Rows to preserve, `[m, d]`: each prompt's last content token (`last`), first end token (`eot`), or all rows;
+    of every encoder's part where several follow one another.
+    """
     single = {LAST: 0, EOT: 1}
     if rule not in single:
         return torch.cat([prompt.states for prompt in prompts])
-    return torch.cat([prompt.states[prompt.last + single[rule] :][:1] for prompt in prompts])
+    parts = [part for prompt in prompts for part in prompt.parts or (prompt,)]
+    return torch.cat([part.states[part.last + single[rule] :][:1] for part in parts])
+
+
+def name_rows(encode: Encode, name: str, frames: Sequence[str]) -> Tensor:
+    """The features of a name's own tokens, averaged over sentences that end with it, `[k, d]` float64.
+
+    Raises:
+        ConceptError: the text encoder reads nothing in the name.
+    """
+    bare, *prompts = encode([name, *(frame.format(name) for frame in frames)])
+    if bare.last < 1:
+        raise ConceptError(f"'{name}' has no token that the text encoder knows.", "Name it in words of its language.")
+    rows = [prompt.states[prompt.last - bare.last + 1 : prompt.last + 1] for prompt in prompts]
+    return torch.stack(rows).double().mean(0)

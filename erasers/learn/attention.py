@@ -96,7 +96,7 @@ def _heads(run: Run) -> Mapping[str, int]:
 
     x = torch.randn(1, *run.model.latent_shape(), generator=run.fork("heads"))
     sigma = run.model.level(torch.tensor([0.5]))
-    names = [name for concept in run.task.concepts.erase for name in concept.names]
+    names = run.task.concepts.names
     with hooked((module, keep(name)) for name, module in run.model.modules(_INSIDE).items()):
         run.teacher(Latents(x * (1 + sigma), sigma, ()), run.features(names[:1] or [""]))
     found = {

@@ -103,7 +103,7 @@ class CoErasing:
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         scenes, eta = concept_scenes(task, str(settings["templates"])), float(settings["eta"])
-        names = tuple(name for concept in task.concepts.erase for name in concept.names)
+        names = task.concepts.names
         switch = Switch(float(settings["text_share"]))
         references = Pictures(scenes, name="references", count=int(settings["pictures"]), given=True)
         shown = Illustrated(

@@ -89,7 +89,7 @@ class HFI:
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         scenes = concept_scenes(task, str(settings["templates"]))
-        names = tuple(name for concept in task.concepts.erase for name in concept.names)
+        names = task.concepts.names
         fit = Fit(int(settings["inversion_steps"]), float(settings["inversion_rate"]))
         flagged = Pictures(scenes, name="flagged", count=int(settings["pictures"]), given=True)
         word = Word(flagged, names, int(settings["vectors"]), fit)

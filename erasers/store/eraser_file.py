@@ -2,8 +2,9 @@
 
 Tensor names are `<part>.<owner>.<tensor>`: the part `context` holds operators by text-encoder stream,
 `adapters` and `text_encoder` hold edits of weights by parameter name, `modules` small networks by the layer
-they stand beside. `training.<name>` is what training needs to go on. A reader refuses what it does not know
-instead of loading half of it.
+they stand beside. `training.<name>` is what training needs to go on. The same names behind `members.<number>.` are
+those of an eraser behind a gate, whose own tensors are `members.<number>.gate.<name>`. A reader refuses what it does
+not know instead of loading half of it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import EraserFileError, LetheError
-from ..result import Bottleneck, ContextOperator, Eraser, Recipe, WeightEdit
+from ..registry import gates
+from ..result import Bottleneck, ContextOperator, Eraser, Member, Recipe, WeightEdit
 from .atomic import write_bytes
 
 FORMAT, VERSION = "lethe-eraser", 1
@@ -30,7 +32,9 @@ PARTS: dict[str, type[ContextOperator] | type[WeightEdit] | type[Bottleneck]] = 
     "text_encoder": WeightEdit,
     "modules": Bottleneck,
 }
-TRAINING = "training"
+TRAINING, MEMBERS, GATE = "training", "members", "gate"
+_INTEGERS = {"indices", "ids", "owners"}
+"""Tensors of places and of token numbers; all others are real numbers."""
 
 
 def save_eraser(eraser: Eraser, path: Path) -> None:
@@ -39,14 +43,11 @@ def save_eraser(eraser: Eraser, path: Path) -> None:
     Raises:
         EraserFileError: the folder cannot be written to, or the disk is full.
     """
-    tensors = {
-        f"{part}.{owner}.{name}": tensor.detach().cpu().clone().contiguous()
-        for part in PARTS
-        for owner, entry in getattr(eraser, part).items()
-        for name, tensor in entry.tensors().items()
-    }
-    tensors |= {f"{TRAINING}.{name}": tensor.detach().cpu().clone() for name, tensor in eraser.training.items()}
+    named = eraser.tensors() | {f"{TRAINING}.{name}": tensor for name, tensor in eraser.training.items()}
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}
     header = {"format": FORMAT, "format_version": str(VERSION), "recipe": json.dumps(asdict(eraser.recipe))}
+    if eraser.members:
+        header[MEMBERS] = json.dumps([_described(member) for member in eraser.members])
     write_bytes(path, save(tensors, metadata=header))
 
 
@@ -66,20 +67,44 @@ def load_eraser(path: Path) -> Eraser:
         raise EraserFileError(
             f"'{path}' cannot be read as a safetensors file: {error}.", "It may be cut short or renamed; copy it again."
         ) from error
-    recipe = _read_recipe(path, header.get("recipe", ""))
-    training = {name: tensors.pop(f"{TRAINING}.{name}") for name in _names_of(TRAINING, tensors)}
-    parts = _group(path, tensors)
+    content = _json(path, "recipe", header.get("recipe", ""), dict)
+    described = _json(path, MEMBERS, header.get(MEMBERS, "[]"), list)
     try:
-        found: dict[str, Any] = {
-            part: {owner: PARTS[part](**entry) for owner, entry in owners.items()} for part, owners in parts.items()
-        }
-        return Eraser(recipe, **found, training=training)
+        members = tuple(_member(path, tensors, number, entry) for number, entry in enumerate(described))
+        training = _taken(tensors, f"{TRAINING}.")
+        return Eraser(_recipe(path, content), **_parts(path, tensors), training=training, members=members)
+    except EraserFileError:
+        raise
     except LetheError as error:
         raise EraserFileError(f"'{path}' holds a broken edit: {error.problem}", "Make the eraser again.") from error
 
 
-def _names_of(part: str, tensors: Mapping[str, Tensor]) -> list[str]:
-    return [name.removeprefix(f"{part}.") for name in tensors if name.startswith(f"{part}.")]
+def _described(member: Member) -> dict[str, Any]:
+    gate = {"kind": member.gate.kind, "threshold": member.gate.threshold}
+    return {"recipe": asdict(member.eraser.recipe), GATE: gate}
+
+
+def _member(path: Path, tensors: dict[str, Tensor], number: int, described: object) -> Member:
+    """The member of a number, whose tensors are taken out of `tensors`."""
+    gate = described.get(GATE) if isinstance(described, dict) else None
+    kind, threshold = (gate.get("kind"), gate.get("threshold")) if isinstance(gate, dict) else (None, None)
+    if not isinstance(described, dict) or not isinstance(kind, str) or not isinstance(threshold, float | int):
+        raise _broken(path, f"{MEMBERS}[{number}]")
+    if kind not in gates() or not 0 <= threshold <= 1:
+        raise EraserFileError(f"'{path}' has a gate '{kind}' of threshold {threshold}.", "Update Lethe.")
+    own = _taken(tensors, f"{MEMBERS}.{number}.")
+    keys = _taken(own, f"{GATE}.")
+    for name, tensor in keys.items():
+        if tensor.is_floating_point() == (name in _INTEGERS) or not bool(torch.isfinite(tensor).all()):
+            raise _broken(path, f"{MEMBERS}.{number}.{GATE}.{name}")
+    opened = gates()[kind].load(keys, float(threshold))
+    return Member(opened, Eraser(_recipe(path, described.get("recipe")), **_parts(path, own)))
+
+
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a prefix, without it; they leave `tensors`."""
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
 
 
 def _check_format(path: Path, header: Mapping[str, str]) -> None:
@@ -92,39 +117,46 @@ def _check_format(path: Path, header: Mapping[str, str]) -> None:
         )
 
 
-def _read_recipe(path: Path, text: str) -> Recipe:
-    def broken(field: str) -> EraserFileError:
-        return EraserFileError(f"'{path}': field '{field}' is missing or of the wrong type.", "Make the eraser again.")
+def _broken(path: Path, field: str) -> EraserFileError:
+    return EraserFileError(f"'{path}': field '{field}' is missing or of the wrong type.", "Make the eraser again.")
 
+
+def _json(path: Path, field: str, text: str, kind: type) -> Any:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise broken("recipe") from error
+        raise _broken(path, field) from error
+    if not isinstance(content, kind):
+        raise _broken(path, field)
+    return content
+
+
+def _recipe(path: Path, content: object) -> Recipe:
     if not isinstance(content, dict):
-        raise broken("recipe")
+        raise _broken(path, "recipe")
     kinds = {"settings": dict, "concepts": list, "preserve": list, "seed": int, "versions": dict}
     for entry in fields(Recipe):
         if not isinstance(content.get(entry.name), kinds.get(entry.name, str)):
-            raise broken(f"recipe.{entry.name}")
+            raise _broken(path, f"recipe.{entry.name}")
     if not all(isinstance(concept, dict) and isinstance(concept.get("text"), str) for concept in content["concepts"]):
-        raise broken("recipe.concepts")
+        raise _broken(path, "recipe.concepts")
     if not all(isinstance(prompt, str) for prompt in content["preserve"]):
-        raise broken("recipe.preserve")
+        raise _broken(path, "recipe.preserve")
     known = {entry.name: content[entry.name] for entry in fields(Recipe)}
     return Recipe(**{**known, "concepts": tuple(content["concepts"]), "preserve": tuple(content["preserve"])})
 
 
-def _group(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, Tensor]]]:
-    """Tensors by part, owner and name."""
+def _parts(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The parts of an eraser; NumericsError where tensors do not fit each other."""
     found: dict[str, dict[str, dict[str, Tensor]]] = {}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         owner, _, kind = rest.rpartition(".")
         names = {entry.name for entry in fields(PARTS[part])} if part in PARTS else set()
-        is_index = kind == "indices" and tensor.dtype == torch.int64
+        is_index = kind in _INTEGERS and tensor.dtype == torch.int64
         if kind not in names or not owner or not (tensor.is_floating_point() or is_index):
             raise EraserFileError(
                 f"'{path}' holds an unknown tensor '{name}'.", "Update Lethe, or make the eraser again."
             )
         found.setdefault(part, {}).setdefault(owner, {})[kind] = tensor if is_index else tensor.float()
-    return found
+    return {part: {owner: PARTS[part](**entry) for owner, entry in owners.items()} for part, owners in found.items()}

@@ -11,12 +11,14 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...erasers.concepts import ConceptList
-from ...erasers.gate import fit_gate, likenesses
+from ...erasers.gates.discriminant import fit_gate, likenesses
 from ...erasers.guard import Guard, Guarding
 from ...erasers.measure.summary import summarise
+from ...erasers.merging import Merge, Merged
 from ...erasers.registry import Method
 from ...erasers.result import Eraser
 from ...erasers.spec import Value
+from ...erasers.stack import Stack
 from ...erasers.task import Task
 from ...erasers.words import WordPart
 from .conditioning import encoder_fingerprint, text_encoder
@@ -86,6 +88,15 @@ def reweight(
     model_sites(model)  # Refuses a model whose cross-attention is not known.
     part = WordPart(HostModel(model, clip).tower(), words, **given)
     return install(model, clip, "Reweight Attention", Guarding(words=part, reader=part), None)
+
+
+def merge_stack(
+    merge: Merge, settings: Mapping[str, Value], stack: Stack, model: ModelPatcher | None, clip: Any
+) -> Merged:
+    """Merge a stack, on a model where both it and its text encoder are given; the model stays as it is."""
+    with torch.inference_mode(False), torch.no_grad():
+        task = None if model is None or clip is None else task_of(model, clip, stack.concepts())
+        return merge.merge(stack, task, settings)
 
 
 def task_of(

@@ -1,9 +1,9 @@
 """Guards on a MODEL and its CLIP: extra prompts, mixes and edits of text features, through the host's public hooks.
 
-A guarded CLIP writes beside the features that it encodes what guards made of the prompt's tokens. Sampling starts by
-asking each guard's gate; then every step's predictions pass one wrapper, which edits the prompt's features, adds the
-guards' prompts to the batch, and mixes what comes back. What neither gates nor windows let through is bit for bit what
-it would be without guards.
+A guarded CLIP (reading.py) writes beside the features that it encodes what guards made of the prompt's tokens. Sampling
+starts by asking each guard's gate; then every step's predictions pass one wrapper, which edits the prompt's features,
+adds the guards' prompts to the batch, and mixes what comes back. What neither gates nor windows let through is bit for
+bit what it would be without guards.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import comfy.sampler_helpers
-import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...erasers.errors import GuardError
-from ...erasers.gate import Gate
+from ...erasers.gates.discriminant import Discriminant
 from ...erasers.guard import Guarding, Look, TextPart
 from ...erasers.learn.space import wide
 from .attending import attend
 from .beside import push_features, with_references
 from .contrasting import contrast
 from .middle import add_behind_middle
+from .reading import ReadingClip
 from .sampling import READINGS, encode_prompt
 
 KEY = "lethe.guards"
@@ -50,7 +50,7 @@ class Installed:
 
     title: str
     plan: Guarding
-    gate: Gate | None
+    gate: Discriminant | None
     conditioning: Mapping[str, Any]
 
     def opens(self, states: Tensor) -> Tensor:
@@ -63,7 +63,9 @@ def installed_guards(model: ModelPatcher) -> tuple[Installed, ...]:
     return model.get_attachment(KEY) or ()
 
 
-def install(model: ModelPatcher, clip: Any, title: str, plan: Guarding, gate: Gate | None) -> tuple[ModelPatcher, Any]:
+def install(
+    model: ModelPatcher, clip: Any, title: str, plan: Guarding, gate: Discriminant | None
+) -> tuple[ModelPatcher, Any]:
     """Clones of `model` and `clip` with one more guard, which acts after those that are there."""
     guard = Installed(title, plan, gate, {prompt: encode_prompt(clip, prompt) for prompt in plan.prompts})
     guards = (*installed_guards(model), guard)
@@ -75,45 +77,7 @@ def install(model: ModelPatcher, clip: Any, title: str, plan: Guarding, gate: Ga
         clone.add_wrapper_with_key(kind, KEY, wrapper)
     if plan.words is not None:
         attend(clone, guard, plan.words, KEY)
-    return clone, clip if plan.reader is None else GuardedClip.of(clip, guard)
-
-
-class GuardedClip(comfy.sd.CLIP):
-    """A CLIP that tells guards the tokens of what it encodes."""
-
-    guards: tuple[Installed, ...] = ()
-
-    @classmethod
-    def of(cls, clip: Any, guard: Installed) -> GuardedClip:
-        """A clone of `clip` for one more guard."""
-        clone = comfy.sd.CLIP.clone(clip)
-        clone.__class__ = cls
-        clone.guards = (*guards_of(clip), guard)
-        return clone
-
-    def clone(self, *args: Any, **kwargs: Any) -> GuardedClip:
-        copy = super().clone(*args, **kwargs)
-        copy.__class__ = type(self)
-        copy.guards = self.guards
-        return copy
-
-    def encode_from_tokens_scheduled(
-        self, tokens: Any, unprojected: bool = False, add_dict: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> Any:
-        chunks = [[token for token, *_ in chunk] for chunk in next(iter(tokens.values()))]
-        notes = {READINGS: read_tokens(self, chunks), **(add_dict or {})}
-        return super().encode_from_tokens_scheduled(tokens, unprojected, notes, **kwargs)
-
-
-def read_tokens(clip: Any, chunks: Sequence[Sequence[Any]]) -> dict[Installed, list[Any]]:
-    """What the guards of a CLIP make of one prompt's tokens: a list of one reading by guard."""
-    with torch.inference_mode(False), torch.no_grad():
-        return {guard: [guard.plan.reader.read(chunks)] for guard in guards_of(clip) if guard.plan.reader}
-
-
-def guards_of(clip: Any) -> tuple[Installed, ...]:
-    """The guards that read what a CLIP encodes."""
-    return clip.guards if isinstance(clip, GuardedClip) else ()
+    return clone, clip if plan.reader is None else ReadingClip.of(clip, guard, plan.reader)
 
 
 @dataclass(eq=False)

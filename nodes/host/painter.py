@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ...erasers.painter import Cue, Shot, Source, Spelling, alike, prompted, sketch
 from ...erasers.spec import Value
-from .guarding import guards_of, read_tokens
 from .model import HostModel
+from .reading import read_tokens, readers_of
 from .sampling import READINGS, Sampling, empty_latents, encode_prompt, joined_readings, prompts_at_once
 
 
@@ -103,9 +103,9 @@ class HostPainter:
         return found if weight == 1 else [[states, {**extra, "strength": weight}] for states, extra in found]
 
     def _readings(self, source: Source) -> dict[Any, list[Any]]:
-        """What the CLIP's guards make of a source; they cannot read features that no tokens gave."""
+        """What the CLIP's readers make of a source; they cannot read features that no tokens gave."""
         if isinstance(source, Tensor):
-            return {guard: [None] for guard in guards_of(self.clip)}
+            return {owner: [None] for owner in readers_of(self.clip)}
         tower = HostModel(self.patcher, self.clip).tower()
         return read_tokens(self.clip, [source.tokens if isinstance(source, Spelling) else tower.ids(source)])
 

@@ -17,8 +17,11 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor
 
 from ...erasers.errors import FamilyError, SettingError
-from ...erasers.result import Bottleneck, ContextOperator, Eraser, WeightEdit
+from ...erasers.gated import GatedParts
+from ...erasers.result import Bottleneck, ContextOperator, Eraser, Member, WeightEdit
 from ...erasers.sites import Family, pooled_site
+from .gated import add_gated
+from .reading import TOKENS, ReadingClip, TokenReader
 from .sites import HostSites, model_sites
 
 KEY = "lethe.erasers"
@@ -61,6 +64,8 @@ def apply_to_model(model: ModelPatcher, eraser: Eraser, strength: float, form: s
         _add(clone, _context_patches(clone, eraser, found), strength)
     if eraser.modules:
         clone.set_model_attn2_output_patch(_beside(eraser.modules, found, strength))
+    if eraser.members:
+        add_gated(clone, found.family, found.keys, GatedParts(_gated_members(clone, found)))
     return clone
 
 
@@ -72,12 +77,16 @@ def hook_operator(model: ModelPatcher, family: Family, operator: ContextOperator
 
 
 def apply_to_clip(clip: Any, eraser: Eraser, strength: float) -> Any:
-    """`clip`, or a clone of it with the eraser's text-encoder part as weight patches.
+    """`clip`, or a clone of it: with the eraser's text-encoder part as weight patches, and telling gates its tokens.
 
     Raises:
         FamilyError: the CLIP lacks a text encoder or a weight that the eraser edits.
     """
-    if not eraser.text_encoder or strength == 0:
+    if strength == 0:
+        return clip
+    if GatedParts([(member, strength) for member in eraser.members]).reads_tokens:
+        clip = ReadingClip.of(clip, TOKENS, TokenReader())
+    if not eraser.text_encoder:
         return clip
     shapes = {name: tuple(value.shape) for name, value in clip.patcher.model_state_dict().items()}
     patches = {}
@@ -130,6 +139,18 @@ def _block_of(key: str) -> tuple[str, int, int]:
     if found is None:
         raise FamilyError(f"This host has no place for an eraser beside '{key}'.", "Use a UNet, such as SD 1 or SDXL.")
     return found[1], 0 if found[1] == "middle" else int(found[2]), int(found[3])
+
+
+def _gated_members(model: ModelPatcher, found: HostSites) -> list[tuple[Member, float]]:
+    """Every member of every eraser that a MODEL carries, the newest first; FamilyError where an edit does not fit."""
+    members = [(member, entry.strength) for entry in applied_erasers(model) for member in entry.eraser.members]
+    for member, _ in members:
+        for name, edit in member.eraser.adapters.items():
+            found.key(name)
+            edit.check_shape(found.shapes[name])
+        for name in member.eraser.modules:
+            found.key(f"{name}.to_out.0.weight")
+    return members
 
 
 def _edits(adapters: Mapping[str, WeightEdit], found: HostSites) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...erasers.errors import SettingError
 
 READINGS = "lethe.readings"
-"""Where CONDITIONING carries what guards made of a prompt's tokens: by guard, a list of one reading per row."""
+"""Where CONDITIONING carries what readers made of a prompt's tokens: by owner, a list of one reading per row."""
 SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS: list[str] = comfy.samplers.KSampler.SCHEDULERS
 
@@ -91,7 +91,7 @@ def prompts_at_once(encoded: list[Any]) -> Any:
 
 def joined_readings(readings: Sequence[Mapping[Any, list[Any]]]) -> dict[Any, list[Any]]:
     """The readings of several prompts as those of the rows of one batch."""
-    return {guard: [own for one in readings for own in one[guard]] for guard in readings[0]}
+    return {owner: [own for one in readings for own in one[owner]] for owner in readings[0]}
 
 
 def encode_prompt(clip: Any, prompt: str) -> Any:

@@ -130,7 +130,7 @@ class Watcher:
 
     def __post_init__(self) -> None:
         self.bar = comfy.utils.ProgressBar(self.steps)
-        self.erased = [name for concept in self.task.concepts.erase for name in concept.names][:_LOOKS]
+        self.erased = list(self.task.concepts.names[:_LOOKS])
         self.kept = list(held_prompts(self.task))[:_LOOKS]
         self.shift: Shift | None = None
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.errors import ConceptError
-from lethe.erasers.gate import fit_gate, likenesses
+from lethe.erasers.gates.discriminant import fit_gate, likenesses
 from lethe.erasers.task import Task
 from toy_tower import ToyModel
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.errors import ConceptError
-from lethe.erasers.gate import fit_gate
+from lethe.erasers.gates.discriminant import fit_gate
 from lethe.erasers.rewrite import chunk_content, wordbook
 from toy_tower import ToyModel
 from word_tower import END, TOKENS, WIDTH, WordTower, wordbook_of

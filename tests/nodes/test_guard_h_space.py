@@ -15,7 +15,7 @@ VECTOR = torch.linspace(-3, 3, 128)
 
 def added(demo: Any, gate: float = 0.0, vector: torch.Tensor = VECTOR, end: float = 1.0) -> Any:
     """MODEL and CLIP with a vector that nothing had to learn."""
-    from lethe.erasers.gate import fit_gate
+    from lethe.erasers.gates.discriminant import fit_gate
     from lethe.erasers.guard import Guarding, Middle
     from lethe.nodes.host.fit import task_of
     from lethe.nodes.host.guarding import install

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from lethe.erasers.gate import Gate
+from lethe.erasers.gates.discriminant import Discriminant
 from lethe.erasers.model import TextTower, Token
 from lethe.erasers.rewrite import Entry, Wordbook
 from torch import Tensor, nn
@@ -46,7 +46,9 @@ def wordbook_of(
     for word, value in likeness.items():
         reader[0, own.content(word)[0]] = value
     found = tuple(Entry(own.content(name), own.content(other)) for name, other in entries)
-    return Wordbook(own, Gate(torch.zeros(WIDTH, dtype=torch.float64), reader, threshold), found)
+    return Wordbook(
+        own, Discriminant(torch.zeros(WIDTH, dtype=torch.float64), reader, torch.arange(len(entries)), threshold), found
+    )
 
 
 def _feature(token: Token) -> Tensor:

@@ -1,0 +1,110 @@
+"""Facilitated transport, the gate of semi-permeable membranes (SPM, Lyu et al., CVPR 2024, arXiv 2312.16145).
+
+For a prompt p and the phrases c_j of a concept, with E the text encoder's features of all positions end to end and T
+the set of a text's tokens, start, end and padding left out:
+
+    cos_j   = <E(p), E(c_j)> / (|E(p)| |E(c_j)|)
+    share_j = |T(p) n T(c_j)| / |T(c_j)|
+    gamma   = max_j max(cos_j, share_j)
+
+Differs from the paper: even unrelated prompts have a high cosine, as most positions are padding, so the cosine that
+the empty prompt has is taken for 0; and from the threshold on gamma rises from 0 to 1, so that a gate can be shut.
+Published: gamma multiplies an adapter once; the official program multiplies both of its factors.
+Official code read, not copied: Con6924/SPM (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import ConceptError, NumericsError
+from ..task import EncodedPrompt, Task
+from . import Gate, ramp, unnamed
+
+_NONE = -1
+"""Fills up rows of token ids."""
+
+
+@dataclass(frozen=True, eq=False)
+class Transport:
+    """Opens by the share of a concept's tokens that the prompt holds, or by the likeness of the whole features.
+
+    Attributes:
+        keys: features of the phrases, `[m, tokens, d]`.
+        empty: those of the empty prompt, `[tokens, d]`.
+        ids: the phrases' own tokens, `[m, l]` int64, filled up with -1.
+        threshold: gamma from which on it opens.
+    """
+
+    kind: ClassVar[str] = "transport"
+    reads_tokens: ClassVar[bool] = True
+
+    keys: Tensor
+    empty: Tensor
+    ids: Tensor
+    threshold: float
+
+    def openness(self, states: Tensor, ids: Sequence[int] = ()) -> float:
+        return ramp(max(self.likeness(states), self.share(ids)), self.threshold)
+
+    def likeness(self, states: Tensor) -> float:
+        """The largest cosine of a chunk of the prompt to a phrase, with that of the empty prompt for 0."""
+        length = self.empty.shape[0]
+        chunks = [chunk for chunk in states.float().cpu().split(length) if len(chunk) == length]
+        if not chunks:
+            return 0.0
+        keys, own = self.keys.flatten(1), torch.stack([chunk.flatten() for chunk in chunks])
+        base = functional.cosine_similarity(self.empty.flatten()[None], keys)
+        found = functional.cosine_similarity(own[:, None], keys[None], dim=2)
+        return float(((found - base) / (1 - base).clamp(min=1e-6)).max())
+
+    def share(self, ids: Sequence[int]) -> float:
+        """The largest share of a phrase's tokens that stand in the prompt."""
+        said = set(ids)
+        phrases = [{number for number in row if number != _NONE} for row in self.ids.tolist()]
+        return max(len(said & own) / len(own) for own in phrases)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"keys": self.keys, "empty": self.empty, "ids": self.ids}
+
+
+class Kind:
+    """Facilitated transport."""
+
+    name = Transport.kind
+    summary = "opens by the share of the concept's tokens in the prompt, or by the likeness of all features, as in SPM"
+
+    def fit(self, groups: Sequence[Sequence[str]], task: Task, threshold: float) -> list[Gate]:
+        (empty,) = task.encode([""])
+        return [_gate(task.encode(list(names)), empty, threshold) for names in groups]
+
+    def load(self, tensors: Mapping[str, Tensor], threshold: float) -> Gate:
+        keys, empty, ids = (tensors.get(name) for name in ("keys", "empty", "ids"))
+        if keys is None or empty is None or ids is None or not _fits(keys, empty, ids):
+            raise NumericsError("A transport gate's tensors do not fit together.", "Make the eraser again.")
+        return Transport(keys, empty, ids, threshold)
+
+
+GATE = Kind()
+
+
+def _gate(phrases: Sequence[EncodedPrompt], empty: EncodedPrompt, threshold: float) -> Transport:
+    if not phrases:
+        raise unnamed()
+    own = [[number for number in phrase.ids[1 : phrase.last + 1] if number != _NONE] for phrase in phrases]
+    if not all(own):
+        raise ConceptError("A concept's name has no tokens, so that no gate can read it.", "Write it in words.")
+    longest = max(map(len, own))
+    ids = torch.tensor([row + [_NONE] * (longest - len(row)) for row in own])
+    return Transport(torch.stack([phrase.states for phrase in phrases]), empty.states, ids, threshold)
+
+
+def _fits(keys: Tensor, empty: Tensor, ids: Tensor) -> bool:
+    shapes = keys.ndim == 3 and keys.shape[1:] == empty.shape and ids.ndim == 2 and len(ids) == len(keys) > 0
+    return shapes and ids.dtype == torch.int64 and bool((ids != _NONE).any(1).all())

@@ -1,0 +1,1 @@
+"""Ways to make one eraser of a stack: one file each."""
