@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from .algebra.hooks import Hook, Output, hooked, states_of
 from .errors import FamilyError, SettingError
+from .gated import AtWork, GatedParts
 from .learn.checkpoint import checkpointed
 from .learn.space import EPS, V, wide
 from .model import TextTower, Token, is_vector
@@ -25,6 +27,26 @@ from .task import Encode, EncodedPrompt, remembering
 _BATCH = 50
 
 
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """Text features `[n, tokens, d]`, and the token ids of each row; empty where they are not known."""
+
+    states: Tensor
+    ids: Sequence[Sequence[int]] = ()
+
+    def split(self, size: int) -> list[_Said]:
+        starts = range(0, len(self.states), size)
+        return [_Said(self.states[start : start + size], self.ids[start : start + size]) for start in starts]
+
+    def repeated(self, count: int) -> _Said:
+        return _Said(self.states.expand(count, -1, -1), [*self.ids] * count)
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Said]) -> _Said:
+        ids = [own for part in parts for own in (part.ids or [()] * len(part.states))]
+        return cls(torch.cat([part.states for part in parts]), ids)
+
+
 class DiffusersModel:
     """A UNet with one CLIP text encoder, as diffusers and transformers load them (model.Model).
 
@@ -32,6 +54,7 @@ class DiffusersModel:
         unet, scheduler, tokenizer, text_model: the parts of a StableDiffusionPipeline.
         autocast: sample in bfloat16; twice as fast on CPUs with matrix units.
         operator: a context operator that the text features pass through on their way into sampling.
+        gated: erasers behind gates, which are asked about every prompt.
     """
 
     def __init__(
@@ -42,9 +65,10 @@ class DiffusersModel:
         text_model: Any,
         autocast: bool = False,
         operator: ContextOperator | None = None,
+        gated: GatedParts | None = None,
     ) -> None:
         self.unet, self.scheduler, self.tokenizer, self.text_model = unet, scheduler, tokenizer, text_model
-        self.autocast, self.operator = autocast, operator
+        self.autocast, self.operator, self.gated = autocast, operator, gated
         self.family, self.sites = unet_sites(unet)
         self.encode = text_encoder(tokenizer, text_model)
 
@@ -102,17 +126,16 @@ class DiffusersModel:
         on_step: Callable[[int], None] | None = None,
         operator: ContextOperator | None = None,
     ) -> Tensor:
-        context = self.context(prompts, operator)
+        said = _Said(self.context(prompts, operator), _token_ids(self.tokenizer, prompts).tolist())
         noise = torch.randn(len(prompts), *self._shape(), generator=torch.Generator().manual_seed(seed))
-        batches = zip(noise.split(_BATCH), context.split(_BATCH), strict=True)
-        empty = self.context([""], operator)
+        empty = self._empty(operator)
+        batches = zip(noise.split(_BATCH), said.split(_BATCH), strict=True)
         return torch.cat([self._sample(x, [(1.0, rows)], empty, steps, cfg, on_step) for x, rows in batches])
 
     @torch.no_grad()
     def sample_shots(self, shots: Sequence[Shot], steps: int, cfg: float) -> Tensor:
         """Draw one latent per shot, `[n, c, h, w]`, in batches of those that differ only in sources and seeds."""
-        found = torch.empty(len(shots), *self._shape())
-        empty = self.context([""])
+        found, empty = torch.empty(len(shots), *self._shape()), self._empty()
         for places in alike(shots, _BATCH):
             chosen = [shots[place] for place in places]
             columns = zip(*(shot.cue.parts for shot in chosen), strict=True)
@@ -139,10 +162,11 @@ class DiffusersModel:
         last = self.scheduler.config["num_train_timesteps"] - 1
         time = ((1 - torch.as_tensor(percent)) * last).round().long().expand(len(latents))
         x = self.scheduler.add_noise(latents, noise, time)
-        said = self.unet(x, time, self._edited(context)).sample
+        said = self._see(x, time, context, self._at_work(_Said(context)))
         if cfg == 1:
             return said
-        unsaid = self.unet(x, time, self._edited(self.context([""]).expand_as(context))).sample
+        empty = _Said(self.context([""]).expand_as(context))
+        unsaid = self._see(x, time, empty.states, self._at_work(empty))
         return unsaid + cfg * (said - unsaid)
 
     def prediction(self) -> str:
@@ -180,7 +204,7 @@ class DiffusersModel:
     def predict(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
         device, dtype = self.unet.device, self.unet.dtype
         scaled = (x / (1 + wide(sigma, x) ** 2).sqrt()).to(device, dtype)
-        said = self.unet(scaled, self._time(sigma).to(device), self._edited(context).to(device, dtype)).sample
+        said = self._see(scaled, self._time(sigma).to(device), context.to(device, dtype), self._at_work(_Said(context)))
         return said.float().cpu()
 
     @cached_property
@@ -197,37 +221,57 @@ class DiffusersModel:
         share = (log - self._levels[low]) / (self._levels[high] - self._levels[low])
         return (low + share.clamp(0, 1)).to(torch.float32)
 
-    def _edited(self, context: Tensor) -> Tensor:
-        """Text features as the UNet is given them."""
-        return context if self.operator is None else self.operator.apply(context)
+    def _see(self, x: Tensor, time: Any, context: Tensor, at_work: AtWork | None) -> Tensor:
+        """What the UNet predicts from text features as they leave the text encoder, with all erasers at work."""
+        hooks = []
+        if at_work is not None:
+            context = at_work.edit(context, self.family.stream)
+            hooks = at_work.hooks(self.unet.get_submodule)
+        if self.operator is not None:
+            context = self.operator.apply(context)
+        with hooked(hooks):
+            return self.unet(x, time, context).sample
+
+    def _at_work(self, said: _Said) -> AtWork | None:
+        """The gated erasers that act on rows of text features; None where all gates are shut."""
+        if self.gated is None:
+            return None
+        openness = self.gated.openness(said.states, said.ids)
+        return self.gated.at_work(openness, self.unet.device, self.unet.dtype)
+
+    def _empty(self, operator: ContextOperator | None = None) -> _Said:
+        return _Said(self.context([""], operator), _token_ids(self.tokenizer, [""]).tolist())
 
     def _shape(self) -> tuple[int, int, int]:
         size = self.unet.config["sample_size"]
         return self.unet.config["in_channels"], size, size
 
-    def _features(self, sources: Sequence[Source]) -> Tensor:
+    def _features(self, sources: Sequence[Source]) -> _Said:
         tower = self.tower()
         spelled = [s.tokens if isinstance(s, Spelling) else tower.ids(s) for s in sources if not isinstance(s, Tensor)]
-        states = iter(tower.encode(spelled)[0] if spelled else ())
-        return torch.stack([source if isinstance(source, Tensor) else next(states) for source in sources])
+        states, tokens = iter(tower.encode(spelled)[0] if spelled else ()), iter(spelled)
+        known = [() if isinstance(s, Tensor) else [t for t in next(tokens) if isinstance(t, int)] for s in sources]
+        return _Said(torch.stack([s if isinstance(s, Tensor) else next(states) for s in sources]), known)
 
     def _sample(
         self,
         x: Tensor,
-        parts: Sequence[tuple[float, Tensor]],
-        empty: Tensor,
+        parts: Sequence[tuple[float, _Said]],
+        empty: _Said,
         steps: int,
         cfg: float,
         on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
         """DDIM from noise `[n, c, h, w]`, with features `[n, tokens, d]` weighed as a `Cue` says."""
-        features = [*(context for _, context in parts), empty.expand(len(x), -1, -1)]
-        context = self._edited(torch.cat(features))
+        features = [*(said for _, said in parts), empty.repeated(len(x))]
+        said = _Said.joined(features)
+        at_work = self._at_work(said)
         self.scheduler.set_timesteps(steps)
         for step, time in enumerate(self.scheduler.timesteps):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-                *said, unsaid = self.unet(torch.cat([x] * len(features)), time, context).sample.float().split(len(x))
-            pull = sum(weight * (noise - unsaid) for (weight, _), noise in zip(parts, said, strict=True))
+                seen = self._see(torch.cat([x] * len(features)), time, said.states, at_work)
+            *saw, unsaid = seen.float().split(len(x))
+            pull = sum(weight * (noise - unsaid) for (weight, _), noise in zip(parts, saw, strict=True))
             x = self.scheduler.step(unsaid + cfg * pull, time, x).prev_sample
             if on_step is not None:
                 on_step(step)

@@ -322,6 +322,12 @@ class Eraser:
             )
         for member in self.members:
             member.eraser.check_family(family)
+            if member.gate.width != family.width:
+                raise FamilyError(
+                    f"A gate of this eraser reads text features of width {member.gate.width}; those of the model are "
+                    f"{family.width} wide.",
+                    "Load the model it was made for, or merge the stack again on this one.",
+                )
 
 
 @dataclass(frozen=True)

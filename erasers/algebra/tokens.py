@@ -74,7 +74,8 @@ def name_rows(encode: Encode, name: str, frames: Sequence[str]) -> Tensor:
         ConceptError: the text encoder reads nothing in the name.
     """
     bare, *prompts = encode([name, *(frame.format(name) for frame in frames)])
-    if bare.last < 1:
+    count = bare.last - bare.start + 1
+    if count < 1:
         raise ConceptError(f"'{name}' has no token that the text encoder knows.", "Name it in words of its language.")
-    rows = [prompt.states[prompt.last - bare.last + 1 : prompt.last + 1] for prompt in prompts]
+    rows = [prompt.states[prompt.last - count + 1 : prompt.last + 1] for prompt in prompts]
     return torch.stack(rows).double().mean(0)

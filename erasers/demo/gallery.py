@@ -17,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..concepts import ConceptList
 from ..diffusers_host import DiffusersModel, attach_modules, named_tower, write_eraser, write_text_edits
+from ..gated import GatedParts
 from ..painter import Shot, prompted, sketch
 from ..provenance import fingerprint
 from ..result import Eraser
@@ -54,9 +55,10 @@ class Gallery:
         edited = write_text_edits(text, model.family.stream, eraser, strength)
         named_tower(text).load_state_dict(edited, strict=False)
         operator = eraser.context.get(model.family.stream)
+        gated = GatedParts([(member, strength) for member in eraser.members]) if eraser.members else None
         found = copy.copy(self)
         found.model = DiffusersModel(
-            unet, model.scheduler, model.tokenizer, text, model.autocast, operator and operator.scaled(strength)
+            unet, model.scheduler, model.tokenizer, text, model.autocast, operator and operator.scaled(strength), gated
         )
         return found
 

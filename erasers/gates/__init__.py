@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import ConceptError
 
 if TYPE_CHECKING:
-    from ..task import Task
+    from ..task import EncodedPrompt, Task
 
 
 class Gate(Protocol):
@@ -28,6 +28,11 @@ class Gate(Protocol):
 
     @property
     def threshold(self) -> float: ...
+
+    @property
+    def width(self) -> int:
+        """Of the features it reads."""
+        ...
 
     def openness(self, states: Tensor, ids: Sequence[int] = ()) -> float:
         """How far it opens for a prompt, 0 (shut) to 1.
@@ -81,6 +86,16 @@ def own_every(owners: Tensor) -> bool:
     """Whether owners as read from a file are whole numbers from 0 on, with none left out."""
     found = owners.unique()
     return owners.dtype == torch.int64 and owners.ndim == 1 and torch.equal(found, torch.arange(max(1, len(found))))
+
+
+def start_of(prompts: Sequence[EncodedPrompt]) -> Tensor:
+    """Position of the first token of content, as gates keep it."""
+    return torch.tensor([prompts[0].start])
+
+
+def is_start(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether a tensor from a file is such a position."""
+    return tensor is not None and tensor.shape == (1,) and tensor.dtype == torch.int64 and int(tensor) >= 0
 
 
 def ramp(value: float, threshold: float) -> float:

@@ -25,7 +25,7 @@ from ..algebra.context import TEMPLATES
 from ..algebra.tokens import name_rows
 from ..errors import NumericsError
 from ..task import Task
-from . import Gate, own_every, owners_of, ramp, unnamed
+from . import Gate, is_start, own_every, owners_of, ramp, start_of, unnamed
 
 _POWER = 4
 
@@ -37,6 +37,7 @@ class Contribution:
     Attributes:
         keys: unit features of the phrases' own tokens, `[k, d]`.
         owners: the phrase that each belongs to, `[k]` int64, from 0 on.
+        start: position of a prompt's first token of content, `[1]` int64; what stands before it says nothing.
         threshold: tau.
     """
 
@@ -45,18 +46,23 @@ class Contribution:
 
     keys: Tensor
     owners: Tensor
+    start: Tensor
     threshold: float
+
+    @property
+    def width(self) -> int:
+        return self.keys.shape[1]
 
     def openness(self, states: Tensor, ids: Sequence[int] = ()) -> float:
         return ramp(self.likeness(states), self.threshold) ** _POWER
 
     def likeness(self, states: Tensor) -> float:
         """a, of the nearest phrase."""
-        nearest = (functional.normalize(states[1:].float().cpu(), dim=1) @ self.keys.T).max(0).values
+        nearest = (functional.normalize(states[int(self.start) :].float().cpu(), dim=1) @ self.keys.T).max(0).values
         return max(float(nearest[self.owners == owner].mean()) for owner in self.owners.unique())
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"keys": self.keys, "owners": self.owners}
+        return {"keys": self.keys, "owners": self.owners, "start": self.start}
 
 
 class Kind:
@@ -69,17 +75,21 @@ class Kind:
         if not all(groups):
             raise unnamed()
         frames = TEMPLATES["object"]
-        return [_gate([name_rows(task.encode, name, frames) for name in names], threshold) for names in groups]
+        start = start_of(task.encode([""]))
+        rows = [[name_rows(task.encode, name, frames) for name in names] for names in groups]
+        return [_gate(own, start, threshold) for own in rows]
 
     def load(self, tensors: Mapping[str, Tensor], threshold: float) -> Gate:
-        keys, owners = tensors.get("keys"), tensors.get("owners")
-        if keys is None or owners is None or keys.ndim != 2 or len(keys) != len(owners) or not own_every(owners):
+        keys, owners, start = (tensors.get(name) for name in ("keys", "owners", "start"))
+        known = keys is not None and owners is not None and keys.ndim == 2 and len(keys) == len(owners)
+        if not known or not own_every(owners) or not is_start(start):
             raise NumericsError("A contribution gate's tensors do not fit together.", "Make the eraser again.")
-        return Contribution(keys, owners, threshold)
+        return Contribution(keys, owners, start, threshold)
 
 
 GATE = Kind()
 
 
-def _gate(rows: Sequence[Tensor], threshold: float) -> Contribution:
-    return Contribution(functional.normalize(torch.cat(list(rows)).float(), dim=1), owners_of(rows), threshold)
+def _gate(rows: Sequence[Tensor], start: Tensor, threshold: float) -> Contribution:
+    keys = functional.normalize(torch.cat(list(rows)).float(), dim=1)
+    return Contribution(keys, owners_of(rows), start, threshold)

@@ -23,7 +23,7 @@ from ..algebra.tokens import name_rows
 from ..errors import NumericsError
 from ..guard import guarded_names
 from ..task import Task
-from . import Gate, own_every, owners_of, unnamed
+from . import Gate, is_start, own_every, owners_of, start_of, unnamed
 
 _RIDGE = 0.01
 """Of the mean variance."""
@@ -37,6 +37,7 @@ class Discriminant:
         centre: mu, `[d]` float64.
         readers: one linear reader of likeness per token of a name, `[k, d]`, times its share of the name's weight.
         owners: the name that each belongs to, `[k]` int64, from 0 on.
+        start: position of a prompt's first token of content, `[1]` int64; what stands before it says nothing.
         threshold: likeness from which on it opens.
     """
 
@@ -46,7 +47,12 @@ class Discriminant:
     centre: Tensor
     readers: Tensor
     owners: Tensor
+    start: Tensor
     threshold: float
+
+    @property
+    def width(self) -> int:
+        return len(self.centre)
 
     def likeness(self, states: Tensor) -> float:
         """The likeness of a prompt `[tokens, d]` to the name that it is most like."""
@@ -58,7 +64,7 @@ class Discriminant:
 
     def _names(self, states: Tensor) -> Tensor:
         """Likeness to each name, `[names]`."""
-        each = ((states[1:].double().cpu() - self.centre) @ self.readers.T).max(0).values
+        each = ((states[int(self.start) :].double().cpu() - self.centre) @ self.readers.T).max(0).values
         return each.new_zeros(int(self.owners.max()) + 1).index_add(0, self.owners, each)
 
     def opens(self, states: Tensor) -> bool:
@@ -70,7 +76,7 @@ class Discriminant:
         return float(self.opens(states))
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"centre": self.centre, "readers": self.readers, "owners": self.owners}
+        return {"centre": self.centre, "readers": self.readers, "owners": self.owners, "start": self.start}
 
 
 class Kind:
@@ -85,10 +91,11 @@ class Kind:
         return [*_fitted(groups, task, threshold)]
 
     def load(self, tensors: Mapping[str, Tensor], threshold: float) -> Gate:
-        centre, readers, owners = (tensors.get(name) for name in ("centre", "readers", "owners"))
-        if centre is None or readers is None or owners is None or not _fits(centre, readers, owners):
+        centre, readers, owners, start = (tensors.get(name) for name in ("centre", "readers", "owners", "start"))
+        known = centre is not None and readers is not None and owners is not None
+        if not known or not _fits(centre, readers, owners) or not is_start(start):
             raise NumericsError("A discriminant's tensors do not fit together.", "Make the eraser again.")
-        return Discriminant(centre.double(), readers.double(), owners, threshold)
+        return Discriminant(centre.double(), readers.double(), owners, start, threshold)
 
 
 GATE = Kind()
@@ -113,7 +120,8 @@ def likenesses(gate: Discriminant, task: Task, most: int = 20) -> str:
 
 
 def _fitted(groups: Sequence[Sequence[str]], task: Task, threshold: float) -> list[Discriminant]:
-    others = torch.cat([prompt.states[1 : prompt.last + 2] for prompt in task.encode(task.held)]).double()
+    kept = task.encode(task.held)
+    others = torch.cat([prompt.states[prompt.start : prompt.last + 2] for prompt in kept]).double()
     centre = others.mean(0)
     spread = (others - centre).T @ (others - centre) / len(others)
     round_part = torch.eye(len(centre), dtype=torch.float64) * spread.diagonal().mean().clamp(min=1e-12)
@@ -124,7 +132,7 @@ def _fitted(groups: Sequence[Sequence[str]], task: Task, threshold: float) -> li
         readers = torch.linalg.solve(spread + _RIDGE * round_part, own.T).T
         owners, weights = owners_of(rows), (readers * own).sum(1)
         whole = weights.new_zeros(len(rows)).index_add(0, owners, weights)
-        found.append(Discriminant(centre, readers / whole[owners, None], owners, threshold))
+        found.append(Discriminant(centre, readers / whole[owners, None], owners, start_of(kept), threshold))
     return found
 
 

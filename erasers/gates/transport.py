@@ -50,6 +50,10 @@ class Transport:
     ids: Tensor
     threshold: float
 
+    @property
+    def width(self) -> int:
+        return self.empty.shape[1]
+
     def openness(self, states: Tensor, ids: Sequence[int] = ()) -> float:
         return ramp(max(self.likeness(states), self.share(ids)), self.threshold)
 
@@ -81,6 +85,8 @@ class Kind:
     summary = "opens by the share of the concept's tokens in the prompt, or by the likeness of all features, as in SPM"
 
     def fit(self, groups: Sequence[Sequence[str]], task: Task, threshold: float) -> list[Gate]:
+        if not all(groups):
+            raise unnamed()
         (empty,) = task.encode([""])
         return [_gate(task.encode(list(names)), empty, threshold) for names in groups]
 
@@ -95,9 +101,7 @@ GATE = Kind()
 
 
 def _gate(phrases: Sequence[EncodedPrompt], empty: EncodedPrompt, threshold: float) -> Transport:
-    if not phrases:
-        raise unnamed()
-    own = [[number for number in phrase.ids[1 : phrase.last + 1] if number != _NONE] for phrase in phrases]
+    own = [[number for number in phrase.ids[phrase.start : phrase.last + 1] if number != _NONE] for phrase in phrases]
     if not all(own):
         raise ConceptError("A concept's name has no tokens, so that no gate can read it.", "Write it in words.")
     longest = max(map(len, own))

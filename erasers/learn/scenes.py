@@ -48,7 +48,7 @@ def held_prompts(task: Task) -> Sequence[str]:
 
 def _check(task: Task, concept: Concept) -> None:
     for prompt in task.encode(list(concept.names)):
-        if prompt.last < 1:
+        if prompt.last < prompt.start:
             raise ConceptError(
                 f"'{prompt.text}' has no token that the text encoder knows.",
                 "Name the concept in words of its language.",

@@ -98,7 +98,8 @@ def _rows(names: Sequence[str], task: Task) -> Tensor:
     """The features of names from their first token to the end token behind them, each row once."""
     found = []
     for name in names:
-        length = task.encode([name])[0].last
+        (bare,) = task.encode([name])
+        length = bare.last - bare.start + 1
         for prompt in task.encode([frame.format(name) for frame in _FRAMES]):
             found.append(prompt.states[prompt.last - length + 1 : prompt.last + 2])
     return torch.unique(torch.cat(found), dim=0)

@@ -56,7 +56,7 @@ class Fused:
         rows = []
         for own in names:
             prompts = task.encode([frame.format(name) for name in own for frame in frames])
-            rows.append(torch.cat([prompt.states[1:] for prompt in prompts]))
+            rows.append(torch.cat([prompt.states[prompt.start :] for prompt in prompts]))
         unit = float(torch.cat(rows).square().sum(1).mean()) if settings["lam_scale"] == RELATIVE else 1.0
         scale = float(settings["preserve_scale"])
         kept = hold(task, ALL).tokens if scale else None

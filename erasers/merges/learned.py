@@ -1,8 +1,9 @@
 """Learned: how much of each eraser of a stack acts in each block, from a few prompts (aTLAS, Zhang et al., NeurIPS
-2024, arXiv 2407.02880). The weighing stands in learn/coefficients.py; the loss is ESD's (Gandikota et al., ICCV 2023,
-arXiv 2303.07345) for the names to erase and the distance to the untouched model for the prompts to preserve:
+2024, arXiv 2407.02880). The weighing stands in learn/coefficients.py; the loss pulls names c to what the untouched
+model T sees for their replacement r, or guided away from them as in ESD (Gandikota et al., ICCV 2023, arXiv
+2303.07345), and prompts p to preserve to what it sees for themselves:
 
-    L = |S(c) - (T(0) - eta [T(c) - T(0)])|^2 + keep |S(p) - T(p)|^2 + near |lambda - 1|^2
+    L = |S(c) - (T(r) - eta [T(c) - T(r)])|^2 + keep |S(p) - T(p)|^2 + near |lambda - 1|^2
 
 Differs from the paper: there coefficients start at 0 and are unbound; here they start at the stack's own strengths and
 stay within -1 and 2, as few prompts are easily overfitted.
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 
 from ..learn.coefficients import Coefficients, near_one
 from ..learn.loop import Job, train
+from ..learn.moment import ANCHOR, CONCEPT
 from ..learn.plan import Plan, Schedule
 from ..learn.regress import negative_guidance, same
 from ..learn.rollout import Rollout
@@ -52,7 +54,13 @@ class Learned:
             Parameter(
                 "keep", 1.0, "Weight of preserved prompts against erased names, 0 to 100. Start at 1.", maximum=100.0
             ),
-            Parameter("eta", 1.0, "How far names are guided away, 0 to 10; 1 as in ESD.", maximum=10.0, step=0.1),
+            Parameter(
+                "eta",
+                0.0,
+                "How far beyond their replacement names are guided away, 0 to 10. Start at 0; 1 as in ESD.",
+                maximum=10.0,
+                step=0.1,
+            ),
             Parameter(
                 "near",
                 0.01,
@@ -73,7 +81,7 @@ class Learned:
         plan = Plan(
             parameters=Coefficients(stack.active()),
             sources=tuple(sources),
-            terms=(negative_guidance(eta), *((same("concept", keep, _KEPT),) if keep else ())),
+            terms=(negative_guidance(eta, null=ANCHOR), *((same(CONCEPT, keep, _KEPT),) if keep else ())),
             penalties=(near_one(float(settings["near"])),),
         )
         schedule = Schedule(int(settings["steps"]), float(settings["rate"]), int(settings["batch"]))

@@ -33,8 +33,8 @@ PARTS: dict[str, type[ContextOperator] | type[WeightEdit] | type[Bottleneck]] = 
     "modules": Bottleneck,
 }
 TRAINING, MEMBERS, GATE = "training", "members", "gate"
-_INTEGERS = {"indices", "ids", "owners"}
-"""Tensors of places and of token numbers; all others are real numbers."""
+_INTEGERS = {"indices", "ids", "owners", "start"}
+"""Tensors of places and of numbers of tokens; all others are real numbers."""
 
 
 def save_eraser(eraser: Eraser, path: Path) -> None:

@@ -98,6 +98,8 @@ def test_words_that_weigh_one_or_are_not_there_change_nothing(demo: Any, plain: 
 
 def test_a_renormalised_zero_is_a_prompt_without_the_token(demo: Any) -> None:
     """Attention over all tokens but the muted ones, computed by hand at every cross-attention."""
+    from lethe.nodes.host.guarding import installed_guards
+
     model, clip = reweighted(demo, "ball", mode="renormalise")
     muted = sample(model, clip, cfg=1.0)
     plain_clip, seen = demo[1], []
@@ -105,8 +107,8 @@ def test_a_renormalised_zero_is_a_prompt_without_the_token(demo: Any) -> None:
 
     with torch.inference_mode():
         positive = nodes.CLIPTextEncode().encode(plain_clip, PROMPT)[0]
-    place = 1 + list(clip.guards[0].plan.words.tower.content(PROMPT)).index(
-        clip.guards[0].plan.words.tower.content("ball")[0]
+    place = 1 + list(installed_guards(model)[0].plan.words.tower.content(PROMPT)).index(
+        installed_guards(model)[0].plan.words.tower.content("ball")[0]
     )
     positive[0][0] = torch.cat([positive[0][0][:, :place], positive[0][0][:, place + 1 :]], dim=1)
     with torch.inference_mode():

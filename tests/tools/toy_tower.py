@@ -122,7 +122,10 @@ class ToyModel:
         with torch.no_grad():
             states, pooled = self.run(prompts)
         rows = zip(prompts, states, pooled, strict=True)
-        return [EncodedPrompt(text, state, self.position(text, ""), pooled=pool) for text, state, pool in rows]
+        return [
+            EncodedPrompt(text, state, self.position(text, ""), tuple(self.ids(text)), pool)
+            for text, state, pool in rows
+        ]
 
     def task(self, concepts: ConceptList, sight: bool = True) -> Task:
         """A task on this model; its image encoder sees the latent and reads the pooled state."""

@@ -47,7 +47,11 @@ def wordbook_of(
         reader[0, own.content(word)[0]] = value
     found = tuple(Entry(own.content(name), own.content(other)) for name, other in entries)
     return Wordbook(
-        own, Discriminant(torch.zeros(WIDTH, dtype=torch.float64), reader, torch.arange(len(entries)), threshold), found
+        own,
+        Discriminant(
+            torch.zeros(WIDTH, dtype=torch.float64), reader, torch.arange(len(entries)), torch.tensor([1]), threshold
+        ),
+        found,
     )
 
 
