@@ -16,11 +16,13 @@ class LetheExtension(ComfyExtension):
         from .demo import LetheDemoModel
         from .erase import LetheApply, LetheErase
         from .evaluate import LetheEvaluate
+        from .exchange import LetheImport, LetheInspect, LetheToLora
         from .files import LetheLoad, LetheSave
         from .guard import LetheGuard
         from .learn_word import LetheLearnWord
         from .look import LetheLook
         from .report import LetheReport
+        from .stack import LetheEach, LetheMerge, LetheStack
         from .train import LetheTrain
 
         return [
@@ -35,8 +37,14 @@ class LetheExtension(ComfyExtension):
             LetheAttention,
             LetheLook,
             LetheApply,
+            LetheEach,
+            LetheStack,
+            LetheMerge,
             LetheSave,
             LetheLoad,
+            LetheImport,
+            LetheToLora,
+            LetheInspect,
             LetheCompare,
             LetheEvaluate,
             LetheAttack,

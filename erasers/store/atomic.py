@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,13 +17,26 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         EraserFileError: the folder cannot be written to, or the disk is full.
     """
+
+    def write(part: Path) -> None:
+        part.write_bytes(content)
+
+    write_with(path, write)
+
+
+def write_with(path: Path, write: Callable[[Path], None]) -> None:
+    """As `write_bytes`, for writers that take a path: they are given one beside `path`.
+
+    Raises:
+        EraserFileError: the folder cannot be written to, or the disk is full.
+    """
     part = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
+        os.close(handle)
+        write(Path(part))
+        with Path(part).open("rb") as file:
             os.fsync(file.fileno())
         Path(part).replace(path)
     except OSError as error:

@@ -124,7 +124,7 @@ def _broken(path: Path, field: str) -> EraserFileError:
 def _json(path: Path, field: str, text: str, kind: type) -> Any:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(path, field) from error
     if not isinstance(content, kind):
         raise _broken(path, field)

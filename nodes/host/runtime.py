@@ -105,14 +105,14 @@ def write_report(name: str, page: str, content: str, chart: Tensor) -> None:
     image = io.BytesIO()
     Image.fromarray((chart[0] * 255).round().byte().numpy()).save(image, "png")
     for suffix, data in ((".md", page.encode()), (".json", content.encode()), (".png", image.getvalue())):
-        write_bytes(_inside(_output(), f"{name}{suffix}"), data)
+        write_bytes(inside(_output(), f"{name}{suffix}"), data)
 
 
 def embedding_path(name: str) -> Path:
     """The file of a learned word under models/embeddings; EraserFileError for a name that no prompt can hold."""
     if not name.replace("-", "").replace("_", "").replace("/", "").isalnum():
         raise EraserFileError(f"'{name}' cannot stand in a prompt.", "Use letters, digits, '-' and '_'.")
-    return _inside(Path(folder_paths.get_folder_paths("embeddings")[0]), f"{name}{SUFFIX}")
+    return inside(Path(folder_paths.get_folder_paths("embeddings")[0]), f"{name}{SUFFIX}")
 
 
 def save_embedding(path: Path, stream: str, vectors: Tensor) -> None:
@@ -133,7 +133,7 @@ def clip_folder(name: str) -> Path:
     """The folder of a complete CLIP model; EraserFileError where there is none."""
     for root in _clip_roots():
         if name and (root / name / "config.json").is_file():
-            return _inside(root, name)
+            return inside(root, name)
     raise EraserFileError(f"There is no CLIP model '{name}'.", "Put its folder into models/clip_vision.")
 
 
@@ -145,7 +145,7 @@ def _output() -> Path:
     return Path(folder_paths.get_output_directory()) / "lethe"
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """A path below a folder; EraserFileError for a name that leads out of it."""
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):

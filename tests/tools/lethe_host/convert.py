@@ -77,7 +77,10 @@ def _name(node: Json) -> str:
 
 
 def _read(name: str, values: Iterator[Any], groups: Mapping[str, Json], prefix: str) -> Iterator[tuple[str, Any]]:
-    """Yields name and value of each widget, in the order in which the front end makes them."""
+    """Yields name and value of each widget, in the order in which the front end makes them.
+
+    Optional ones at the end, which came after the workflow was saved, are left at what the node takes for them.
+    """
     for group in ("required", "optional"):
         for key, spec in groups.get(group, {}).items():
             kind, options = _kind(spec)
@@ -86,7 +89,12 @@ def _read(name: str, values: Iterator[Any], groups: Mapping[str, Json], prefix: 
             elif options.get("forceInput") or kind not in WIDGETS | {DYNAMIC}:
                 continue
             else:
-                value = _next(name, values, prefix + key)
+                try:
+                    value = _next(name, values, prefix + key)
+                except ConvertError:
+                    if group == "required":
+                        raise
+                    return
                 yield prefix + key, {"__value__": value} if isinstance(value, list) else value
                 if kind == DYNAMIC:
                     inner = _option(name, prefix + key, value, options)

@@ -1,0 +1,1 @@
+"""One file, one layout: how its files are recognised, read and, where erasers fit into it, written."""
