@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .constraints import FLOATS, TRITON, Dtypes, Facts
@@ -39,7 +38,7 @@ def stacked(x: Tensor, base: Tensor, down: Tensor, up: Tensor, gates: Tensor | N
     Args:
         x: `[rows, ..., d]`, what enters the projection; the dtype that is computed in.
         base: `[rows, ..., o]`, what the projection gave; not changed.
-        down: `[R, d]`, all A_i; R may be 0.
+        down: `[R, d]`, all A_i; R may be 0. On a GPU a multiple of 16, filled up with zeros, loads fastest.
         up: `[o, R]`, all B_i.
         gates: `[rows, R]` or `[1, R]`, each g_i repeated over its adapter's ranks; ones when None.
 
