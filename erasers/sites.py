@@ -1,16 +1,61 @@
-"""Sites: the linear maps that text features pass through, found by parameter name and shape.
+"""Sites: the linear maps that text features pass through first, found by parameter name and shape.
 
 Only names and shapes are looked at, so the same table serves a ComfyUI model (quantised and
-offloaded weights included) and a diffusers UNet.
+offloaded weights included) and a diffusers UNet. In a UNet they are the key and value projections of every
+cross-attention; in most transformers the one embedder of the text, after which features depend on the picture too.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .errors import FamilyError
+
+TESTED, EXPECTED, NO = "tested", "expected", "no"
+HOOK, WEIGHTS, GUARDS, WORDS, TRAINING, STACKING = "hook", "weights", "guards", "words", "training", "stacking"
+CAPABILITIES = (HOOK, WEIGHTS, GUARDS, WORDS, TRAINING, STACKING)
+"""Closed-form edits as a hook and as weights, guards, reweighted words, trained adapters, several erasers at once."""
+UNET_SITES = r"\.attn2\.to_(?P<role>[kv])\.weight$"
+UNET_FOREIGN = r"^(?:transformer_|joint_|double_|double_stream_)?blocks\."
+"""Transformers list their blocks at the top; some have an `attn2` that reads what comes after a caption projection."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A text encoder as a family uses it.
+
+    Attributes:
+        stream: its name, as the host names encoders.
+        width: features per token.
+        causal: whether a token's features know only what stands before it.
+        start, end: whether a prompt begins with a start token, and closes with an end token.
+        least: tokens that the host pads a prompt to, at least.
+        padding_read: whether the denoiser sees the padding's features; else it masks them.
+        wrapped: whether the host puts the prompt into a template.
+    """
+
+    stream: str
+    width: int
+    causal: bool = False
+    start: bool = False
+    end: bool = True
+    least: int = 1
+    padding_read: bool = True
+    wrapped: bool = False
+
+
+CLIP_L = Encoder("clip_l", 768, causal=True, start=True, least=77)
+CLIP_G = Encoder("clip_g", 1280, causal=True, start=True, least=77)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether something works for a family: `TESTED`, `EXPECTED` or `NO`, and why not or how far."""
+
+    state: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -20,14 +65,21 @@ class Family:
     Attributes:
         name: id used in files.
         title: name shown to people.
-        stream: which text encoder's features the sites read, named as the host names encoders;
-            "a+b" when two are concatenated along the width.
+        stream: which text encoders' features the sites read, named as the host names encoders:
+            "a+b" when two are concatenated along the width, "a|b" when they follow each other along the tokens.
         width: features per token that enter the sites.
-        sites: pattern of the weights that read text features; its group "role" tells key from value.
+        sites: pattern of the weights that read text features first; its group "role" tells key from value, where
+            they are told apart.
+        mark, foreign: patterns of a weight that a model of the family has, and of one that it has not; "" for any.
         pooled_stream, pooled_width: the pooled features that enter beside the tokens; "" and 0 where none do.
         pooled_site: pattern of the first weight they pass; they are its leading columns.
-        blocks: number of cross-attention blocks of the full-size model.
+        blocks: number of blocks that read text, of the largest full-size model.
         pixels: width and height it was trained to draw.
+        prediction: what the denoiser predicts; two where the family has models of both kinds.
+        encoders: the text encoders that feed it, pooled features included.
+        lora: what other trainers' files call the first site.
+        hosts: the host's classes of its models.
+        can: verdicts by capability; those that are not there are `EXPECTED`.
         proven: what was run, in a few words.
     """
 
@@ -38,15 +90,32 @@ class Family:
     blocks: int
     pixels: int
     proven: str
-    sites: str = r"\.attn2\.to_(?P<role>[kv])\.weight$"
+    sites: str = UNET_SITES
+    mark: str = ""
+    foreign: str = ""
     pooled_stream: str = ""
     pooled_width: int = 0
     pooled_site: str = ""
+    prediction: tuple[str, ...] = ("eps",)
+    encoders: tuple[Encoder, ...] = (CLIP_L,)
+    lora: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    can: Mapping[str, Verdict] = field(default_factory=dict)
+
+    def verdict(self, capability: str) -> Verdict:
+        """Whether the family can do something of `CAPABILITIES`."""
+        return self.can.get(capability, Verdict(EXPECTED))
+
+    def require(self, capability: str) -> None:
+        """FamilyError, with the reason, where the family cannot do something of `CAPABILITIES`."""
+        verdict = self.verdict(capability)
+        if verdict.state == NO:
+            raise FamilyError(f"{self.title}: {verdict.why}", "The README says what works for which models.")
 
 
 @dataclass(frozen=True)
 class Site:
-    """One linear map from text features: its parameter's name, role ("k" or "v") and sizes."""
+    """One linear map from text features: its parameter's name, role ("k", "v", or "" for both) and sizes."""
 
     name: str
     role: str
@@ -67,22 +136,22 @@ def find_sites(shapes: Mapping[str, tuple[int, ...]], known: Iterable[Family]) -
     Raises:
         FamilyError: no family fits, or its sites disagree about the width.
     """
-    known = tuple(known)
+    known, listed = tuple(known), "\n".join(shapes)
     widths: set[int] = set()
     for family in known:
-        sites = _matching(shapes, family)
+        sites = list_sites(shapes, family, listed) if _fits(listed, family) else ()
         widths |= {site.width for site in sites}
         if sites and all(site.width == family.width for site in sites):
             return family, sites
     supported = ", ".join(f"{family.title} ({family.width})" for family in known)
     if not widths:
         raise FamilyError(
-            "This model has no cross-attention that reads text, so there is no place to erase from.",
+            "This model has no cross-attention and no text embedder that is known, so there is no place to erase from.",
             f"Supported families and their text widths: {supported}.",
         )
     found = ", ".join(str(width) for width in sorted(widths))
     raise FamilyError(
-        f"This model's cross-attention reads text features of width {found}, which no known family has.",
+        f"This model reads text features of width {found}, which no known family of its kind has.",
         f"Supported families and their text widths: {supported}.",
     )
 
@@ -97,10 +166,24 @@ def pooled_site(shapes: Mapping[str, tuple[int, ...]], family: Family) -> str:
     return found[0]
 
 
-def _matching(shapes: Mapping[str, tuple[int, ...]], family: Family) -> tuple[Site, ...]:
-    found = []
-    for name, shape in shapes.items():
-        match = re.search(family.sites, name)
-        if match and len(shape) == 2:
-            found.append(Site(name, match["role"], shape[0], shape[1]))
+def list_sites(shapes: Mapping[str, tuple[int, ...]], family: Family, listed: str = "") -> tuple[Site, ...]:
+    """The sites of a family among a model's weights, or some of them.
+
+    Args:
+        shapes: names and shapes of the weights.
+        listed: the names, one per line, where they are at hand like this: one search, not one for each.
+    """
+    listed, found = listed or "\n".join(shapes), []
+    for match in re.finditer(family.sites, listed, re.MULTILINE):
+        name = listed[listed.rfind("\n", 0, match.start()) + 1 : match.end()]
+        shape = shapes[name]
+        if len(shape) == 2:
+            found.append(Site(name, match.groupdict().get("role") or "", *shape))
     return tuple(found)
+
+
+def _fits(listed: str, family: Family) -> bool:
+    """Whether names of weights, one per line, have a family's mark and none that is foreign to it."""
+    if family.foreign and re.search(family.foreign, listed, re.MULTILINE):
+        return False
+    return not family.mark or re.search(family.mark, listed, re.MULTILINE) is not None

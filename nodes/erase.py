@@ -13,6 +13,7 @@ from ..erasers.result import Eraser
 from ..erasers.spec import MethodSpec
 from .host.fit import fit_eraser, warn_of_other_encoder
 from .host.patcher import HOOK, WEIGHTS, apply_to_clip, apply_to_model
+from .host.sites import model_sites
 from .model_inputs import model_inputs, model_outputs
 from .settings import chosen_method, method_input
 from .sockets import Concepts, EraserSocket
@@ -103,7 +104,11 @@ class LetheErase(io.ComfyNode):
         name, given = chosen_method("method", method)
         chosen = method_named(name)
         settings = chosen.spec.settings(given)
+        family = model_sites(model).family
+        family.require(form)
         eraser, summary = fit_eraser(chosen, settings, model, clip, concepts, pooled, vae, clip_vision)
+        if eraser.adapters:
+            family.require(WEIGHTS)
         applied = apply_to_model(model, eraser, strength, form)
         return io.NodeOutput(applied, apply_to_clip(clip, eraser, strength), eraser, summary)
 

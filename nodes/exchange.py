@@ -11,12 +11,13 @@ from comfy_api.latest import io
 from ..erasers.exchange.reading import import_eraser, split_names
 from ..erasers.measure.inspection import describe
 from ..erasers.result import Eraser
-from .host.exchange import base_of, export, importable_names, importable_path
+from .host.exchange import base_of, export, importable_names, importable_path, lora_path
 from .host.runtime import LOG
 from .model_inputs import model_inputs
 from .sockets import EraserSocket, LoraModel
 
 _COMFY = "ComfyUI LoRA"
+_NO_FILE = "none"
 
 
 class LetheToLora(io.ComfyNode):
@@ -70,7 +71,8 @@ class LetheImport(io.ComfyNode):
                 *model_inputs(),
                 io.Combo.Input(
                     "file",
-                    options=importable_names(),
+                    options=[_NO_FILE, *importable_names()],
+                    default=_NO_FILE,
                     tooltip="A safetensors file in one of the host's folders: loras, checkpoints, diffusion_models, "
                     "text_encoders or lethe. Pickles (.pt, .ckpt, .bin) are refused.",
                 ),
@@ -81,6 +83,13 @@ class LetheImport(io.ComfyNode):
                     tooltip="What the file erases, with commas between the names. Empty takes what the file says "
                     "itself, as those of SPM do.",
                 ),
+                io.String.Input(
+                    "saved",
+                    optional=True,
+                    force_input=True,
+                    tooltip="The name of a LoRA from 'Save Eraser', to import what the same graph has just written; "
+                    "in place of the file.",
+                ),
             ],
             outputs=[
                 EraserSocket.Output("eraser", tooltip="The eraser, for 'Apply Eraser', stacks and 'Save Eraser'.")
@@ -89,14 +98,23 @@ class LetheImport(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None = None, **_given: Any) -> str:
-        return f"{file} {importable_path(file).stat().st_mtime_ns if file else ''}"
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        """The choice is checked when the file is read: it may have come into its folder since the host was started."""
+        return True
 
     @classmethod
-    def execute(cls, model: ModelPatcher, clip: Any, file: str, concepts: str = "") -> io.NodeOutput:
+    def fingerprint_inputs(cls, file: str | None = None, **_given: Any) -> str:
+        if file in (None, _NO_FILE):
+            return ""
+        return f"{file} {importable_path(file).stat().st_mtime_ns}"
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, clip: Any, file: str = _NO_FILE, concepts: str = "", saved: str | None = None
+    ) -> io.NodeOutput:
+        path = importable_path(file) if saved is None else lora_path(saved)
         with torch.inference_mode(False), torch.no_grad():
-            base = base_of(model, clip, own=True)
-            return io.NodeOutput(import_eraser(importable_path(file), base, split_names(concepts)))
+            return io.NodeOutput(import_eraser(path, base_of(model, clip, own=True), split_names(concepts)))
 
 
 class LetheInspect(io.ComfyNode):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..sites import Family
+from ..sites import CLIP_L, UNET_FOREIGN, Family
+from ..verdicts import UNET
 
 FAMILY = Family(
     name="sd1",
@@ -12,4 +13,9 @@ FAMILY = Family(
     blocks=16,
     pixels=512,
     proven="sites, edit and weight form on a full-size UNet with random weights",
+    foreign=UNET_FOREIGN,
+    encoders=(CLIP_L,),
+    lora=("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k",),
+    hosts=("SD15",),
+    can=UNET,
 )

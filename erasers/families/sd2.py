@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..sites import Family
+from ..sites import UNET_FOREIGN, Encoder, Family
+from ..verdicts import UNET
 
 FAMILY = Family(
     name="sd2",
@@ -11,5 +12,11 @@ FAMILY = Family(
     width=1024,
     blocks=16,
     pixels=768,
-    proven="sites by name and width",
+    proven="facts and names of weights at full size; closed-form edits on a reduced model of the host's own class",
+    foreign=UNET_FOREIGN,
+    prediction=("v", "eps"),
+    encoders=(Encoder("clip_h", 1024, causal=True, start=True, least=77),),
+    lora=("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k",),
+    hosts=("SD20", "SD21UnclipL", "SD21UnclipH"),
+    can=UNET,
 )

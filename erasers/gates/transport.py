@@ -8,7 +8,9 @@ the set of a text's tokens, start, end and padding left out:
     gamma   = max_j max(cos_j, share_j)
 
 Differs from the paper: even unrelated prompts have a high cosine, as most positions are padding, so the cosine that
-the empty prompt has is taken for 0; and from the threshold on gamma rises from 0 to 1, so that a gate can be shut.
+the empty prompt has is taken for 0; and from the threshold on gamma rises from 0 to 1, so that a gate can be shut. A
+phrase counts as the tokens it has at a prompt's beginning, or inside of one. Where an encoder does not bring all
+prompts to one length, its features cannot be laid side by side, and the tokens alone decide.
 Published: gamma multiplies an adapter once; the official program multiplies both of its factors.
 Official code read, not copied: Con6924/SPM (Apache-2.0).
 """
@@ -29,6 +31,7 @@ from . import Gate, ramp, unnamed
 
 _NONE = -1
 """Fills up rows of token ids."""
+_ARTICLE = "a"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,7 @@ class Transport:
     Attributes:
         keys: features of the phrases, `[m, tokens, d]`.
         empty: those of the empty prompt, `[tokens, d]`.
-        ids: the phrases' own tokens, `[m, l]` int64, filled up with -1.
+        ids: the phrases' own tokens, in every spelling, `[k, l]` int64, filled up with -1.
         threshold: gamma from which on it opens.
     """
 
@@ -58,12 +61,14 @@ class Transport:
         return ramp(max(self.likeness(states), self.share(ids)), self.threshold)
 
     def likeness(self, states: Tensor) -> float:
-        """The largest cosine of a chunk of the prompt to a phrase, with that of the empty prompt for 0."""
+        """The largest cosine of a chunk of the prompt to a phrase, with that of the empty prompt for 0.
+
+        0 for features of another length, of which no chunks can be made.
+        """
         length = self.empty.shape[0]
-        chunks = [chunk for chunk in states.float().cpu().split(length) if len(chunk) == length]
-        if not chunks:
+        if len(states) % length:
             return 0.0
-        keys, own = self.keys.flatten(1), torch.stack([chunk.flatten() for chunk in chunks])
+        keys, own = self.keys.flatten(1), states.float().cpu().view(-1, length * self.width)
         base = functional.cosine_similarity(self.empty.flatten()[None], keys)
         found = functional.cosine_similarity(own[:, None], keys[None], dim=2)
         return float(((found - base) / (1 - base).clamp(min=1e-6)).max())
@@ -87,8 +92,8 @@ class Kind:
     def fit(self, groups: Sequence[Sequence[str]], task: Task, threshold: float) -> list[Gate]:
         if not all(groups):
             raise unnamed()
-        (empty,) = task.encode([""])
-        return [_gate(task.encode(list(names)), empty, threshold) for names in groups]
+        empty, article = task.encode(["", _ARTICLE])
+        return [_gate(task, names, empty, _content(article), threshold) for names in groups]
 
     def load(self, tensors: Mapping[str, Tensor], threshold: float) -> Gate:
         keys, empty, ids = (tensors.get(name) for name in ("keys", "empty", "ids"))
@@ -100,15 +105,25 @@ class Kind:
 GATE = Kind()
 
 
-def _gate(phrases: Sequence[EncodedPrompt], empty: EncodedPrompt, threshold: float) -> Transport:
-    own = [[number for number in phrase.ids[phrase.start : phrase.last + 1] if number != _NONE] for phrase in phrases]
-    if not all(own):
+def _gate(
+    task: Task, names: Sequence[str], empty: EncodedPrompt, article: tuple[int, ...], threshold: float
+) -> Transport:
+    phrases = task.encode(list(names))
+    inside = [_content(prompt) for prompt in task.encode([f"{_ARTICLE} {name}" for name in names])]
+    rest = [own[len(article) :] for own in inside if own[: len(article)] == article]
+    own = [row for row in dict.fromkeys([*map(_content, phrases), *rest]) if row]
+    if not all(map(_content, phrases)):
         raise ConceptError("A concept's name has no tokens, so that no gate can read it.", "Write it in words.")
-    longest = max(map(len, own))
-    ids = torch.tensor([row + [_NONE] * (longest - len(row)) for row in own])
-    return Transport(torch.stack([phrase.states for phrase in phrases]), empty.states, ids, threshold)
+    longest, length = max(map(len, own)), min(len(prompt.states) for prompt in (empty, *phrases))
+    ids = torch.tensor([[*row, *[_NONE] * (longest - len(row))] for row in own])
+    return Transport(torch.stack([phrase.states[:length] for phrase in phrases]), empty.states[:length], ids, threshold)
+
+
+def _content(prompt: EncodedPrompt) -> tuple[int, ...]:
+    """A prompt's own tokens, without those that an embedding stands in the place of."""
+    return tuple(number for number in prompt.ids[prompt.start : prompt.last + 1] if number != _NONE)
 
 
 def _fits(keys: Tensor, empty: Tensor, ids: Tensor) -> bool:
-    shapes = keys.ndim == 3 and keys.shape[1:] == empty.shape and ids.ndim == 2 and len(ids) == len(keys) > 0
+    shapes = keys.ndim == 3 and keys.shape[1:] == empty.shape and ids.ndim == 2 and len(ids) > 0 and len(keys) > 0
     return shapes and ids.dtype == torch.int64 and bool((ids != _NONE).any(1).all())

@@ -277,7 +277,7 @@ def _labelled(task: Task, kind: str, samples: int) -> Iterator[tuple[EncodedProm
         raise ConceptError("There is no concept to erase.", "Connect a 'Concept to Erase' node.")
     names = [(name, label) for label, concept in enumerate(concepts.erase) for name in concept.names]
     for prompt in task.encode([name for name, _ in names]):
-        if prompt.last < 1:
+        if prompt.last < prompt.start:
             raise ConceptError(
                 f"'{prompt.text}' has no token that the text encoder knows.",
                 "Name the concept in words of its language.",
@@ -306,7 +306,7 @@ def _spread(
 
 
 def _select(rule: str, prompt: EncodedPrompt) -> Tensor:
-    return prompt.states[1 : prompt.last + 1] if rule == CONTENT else select_rows(rule, [prompt])
+    return prompt.states[prompt.start : prompt.last + 1] if rule == CONTENT else select_rows(rule, [prompt])
 
 
 METHOD = LEACE()

@@ -47,7 +47,7 @@ from ..algebra.tokens import ALL, LAST, TAIL, select_pair
 from ..errors import FamilyError, NumericsError
 from ..provenance import recipe_of
 from ..result import Eraser, WeightEdit
-from ..sites import find_sites
+from ..sites import list_sites
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 
@@ -343,7 +343,7 @@ def _chosen(task: Task, choice: str) -> dict[str, Tensor]:
     """The weights of the sites to edit, by name; FamilyError where there are none."""
     weights = task.loaded().weights()
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    _, sites = find_sites(shapes, [task.family])
+    sites = list_sites(shapes, task.family)
     chosen = {site.name: weights[site.name] for site in sites if choice == KEYS_AND_VALUES or site.role == VALUES}
     if not chosen:
         raise FamilyError(

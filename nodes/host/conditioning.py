@@ -8,11 +8,14 @@ from torch import Tensor
 
 from ...erasers.errors import ConceptError
 from ...erasers.provenance import fingerprint
-from ...erasers.sites import Family
-from ...erasers.task import Encode, EncodedPrompt, remembering
+from ...erasers.sites import Encoder, Family
+from ...erasers.task import Encode, EncodedPrompt, joined_parts, remembering
 from .runtime import each
+from .tokens import Chunk, find_phrase, frame_of, read_chunk, token_key, tokenize, tokenizer_of
+from .tokens import token_ids as chunk_ids
 
-_SAMPLED = ("token_embedding.weight", "final_layer_norm.weight")
+_TABLES = ("token_embedding.weight", "shared.weight", "embed_tokens.weight", "word_embeddings.weight")
+_SAMPLED = (*_TABLES, "final_layer_norm.weight", "model.norm.weight")
 _BATCH = 32
 
 
@@ -45,19 +48,47 @@ def token_ids(clip: Any, prompt: str) -> tuple[int, ...]:
     Raises:
         ConceptError: the prompt is longer than one chunk.
     """
-    return _ids(next(iter(_tokens(clip, prompt).values()))[0])
+    return chunk_ids(next(iter(tokenize(clip, prompt).values()))[0])
 
 
 def end_token(clip: Any) -> int:
     """Id of the first tokenizer's end token."""
-    key = next(iter(clip.tokenize("")))
-    tokenizer = getattr(clip.tokenizer, f"clip_{key}", None) or getattr(clip.tokenizer, key)
-    return tokenizer.end_token
+    return tokenizer_of(clip, next(iter(clip.tokenize("")))).end_token
+
+
+def phrase_rows(clip: Any, family: Family, prompt: str, phrase: str) -> list[range]:
+    """Rows of a prompt's features that belong to a phrase, as the host encodes the prompt with its weights.
+
+    Every encoder whose features the sites read has its own; each place of the phrase is a range.
+    """
+    tokens, found, offset = clip.tokenize(prompt), [], 0
+    whole = clip.encode_from_tokens(tokens).shape[1]
+    parts = _parts(clip, family)
+    for part in parts:
+        key = token_key(part[-1])
+        length = min(len(tokens[token_key(stream)][0]) for stream in part)
+        cut = max(length - whole, 0) if len(parts) == 1 else 0
+        for place in find_phrase(clip, key, prompt, phrase):
+            if place.start >= cut:
+                found.append(range(place.start - cut + offset, place.stop - cut + offset))
+        offset += length
+    return found
+
+
+def _parts(clip: Any, family: Family) -> list[list[str]]:
+    """The streams that follow each other along the tokens, each a list of those beside each other; loaded ones only."""
+    model = clip.cond_stage_model
+    parts = [part.split("+") for part in family.stream.split("|")]
+    loaded = [part for part in parts if any(getattr(model, stream, None) is not None for stream in part)]
+    return loaded if len(parts) > 1 and loaded else parts
 
 
 def _encode(clip: Any, prompts: list[str], family: Family) -> list[EncodedPrompt]:
     """The host joins the chunks of one call end to end; each is encoded by itself, so they come apart again."""
-    tokens = [_tokens(clip, prompt) for prompt in prompts]
+    tokens = [tokenize(clip, prompt) for prompt in prompts]
+    alike = all(len({len(entry[key][0]) for entry in tokens}) == 1 for key in tokens[0])
+    if len(prompts) > 1 and not (alike and _joins(clip, family)):
+        return [found for prompt in prompts for found in _encode(clip, [prompt], family)]
     joined = {key: [chunk for entry in tokens for chunk in entry[key]] for key in tokens[0]}
     states, pooled = clip.encode_from_tokens(joined, return_pooled=True)
     states = states.float().cpu()
@@ -68,21 +99,35 @@ def _encode(clip: Any, prompts: list[str], family: Family) -> list[EncodedPrompt
         )
     rows = states.reshape(len(prompts), -1, family.width)
     beside: Tensor | None = pooled[0].float().cpu().clone() if family.pooled_stream and pooled is not None else None
-    end, found = end_token(clip), []
+    parts, found = _parts(clip, family), []
+    keys = [[key for key in map(token_key, part) if key in joined] or list(joined) for part in parts]
+    frames = [frame_of(clip, names[-1]) for names in keys]
     for prompt, entry, state in zip(prompts, tokens, rows, strict=True):
-        ids = _ids(next(iter(entry.values()))[0])
-        last = (ids.index(end, 1) if end in ids[1:] else len(ids)) - 1
-        found.append(EncodedPrompt(prompt, state.clone(), last, ids, beside))
+        own, offset = [], 0
+        for part, names, frame in zip(parts, keys, frames, strict=True):
+            upto = len(state) if part is parts[-1] else offset + min(len(entry[name][0]) for name in names)
+            chunk = read_chunk(frame, entry[frame.key][0])
+            own.append(_placed(prompt, state[offset:upto].clone(), chunk, _encoder(family, part[-1]), beside))
+            offset = upto
+        found.append(own[0] if len(own) == 1 else joined_parts(own))
     return found
 
 
-def _tokens(clip: Any, prompt: str) -> dict[str, Any]:
-    tokens = clip.tokenize(prompt, disable_weights=True)
-    if any(len(chunks) != 1 for chunks in tokens.values()):
-        raise ConceptError(f"'{prompt[:60]}...' is longer than one text chunk.", "Describe the concept in fewer words.")
-    return tokens
+def _joins(clip: Any, family: Family) -> bool:
+    """Whether prompts of one length may be encoded in one call: their features come end to end, nothing is cut off."""
+    return len(_parts(clip, family)) == 1 and not any(encoder.wrapped for encoder in family.encoders)
 
 
-def _ids(chunk: list[Any]) -> tuple[int, ...]:
-    """Ids of a chunk's tokens; -1 where a textual inversion puts a vector in place of a token."""
-    return tuple(token[0] if isinstance(token[0], int) else -1 for token in chunk)
+def _encoder(family: Family, stream: str) -> Encoder:
+    return next(encoder for encoder in family.encoders if encoder.stream == stream)
+
+
+def _placed(prompt: str, states: Tensor, chunk: Chunk, encoder: Encoder, pooled: Tensor | None) -> EncodedPrompt:
+    """A prompt's features with the places of its own tokens; a head that the host cut off is not counted."""
+    cut = max(len(chunk.ids) - len(states), 0)
+    if not encoder.padding_read:
+        states = states[: chunk.used - cut]
+    start = chunk.start - cut
+    last = start + len(chunk.content) - 1 if chunk.content else max(start - 1, 0)
+    ids = chunk.ids[cut : cut + len(states)]
+    return EncodedPrompt(prompt, states, last, ids, pooled, start if chunk.content else last + 1)

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from ...erasers.errors import FamilyError, SettingError
 from ...erasers.gated import GatedParts
+from ...erasers.registry import families
 from ...erasers.result import Bottleneck, ContextOperator, Eraser, Member, WeightEdit
-from ...erasers.sites import Family, pooled_site
+from ...erasers.sites import HOOK, WEIGHTS, Family, pooled_site
 from .gated import add_gated
 from .reading import TOKENS, ReadingClip, TokenReader
 from .sites import HostSites, model_sites
+from .tokens import token_key
 
 KEY = "lethe.erasers"
-HOOK, WEIGHTS = "hook", "weights"
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,15 @@ def apply_to_model(model: ModelPatcher, eraser: Eraser, strength: float, form: s
     Operators that are already there stay, and act after the new one: as later edits of weights do.
 
     Raises:
-        FamilyError: the eraser is for another family, or an edit does not fit its weight.
+        FamilyError: the eraser is for another family, an edit does not fit its weight, or the family cannot be edited
+            in this form.
         SettingError: an operator with a bias shall become weights.
     """
     found = model_sites(model)
     eraser.check_family(found.family)
     clone = model.clone()
+    if eraser.context:
+        found.family.require(form)
     if strength == 0:
         return clone
     clone.set_attachments(KEY, (Applied(eraser, strength, form), *applied_erasers(model)))
@@ -85,7 +89,8 @@ def apply_to_clip(clip: Any, eraser: Eraser, strength: float) -> Any:
     if strength == 0:
         return clip
     if GatedParts([(member, strength) for member in eraser.members]).reads_tokens:
-        clip = ReadingClip.of(clip, TOKENS, TokenReader())
+        parts = families()[eraser.recipe.family].stream.split("|")
+        clip = ReadingClip.of(clip, TOKENS, TokenReader(tuple(token_key(part.split("+")[-1]) for part in parts)))
     if not eraser.text_encoder:
         return clip
     shapes = {name: tuple(value.shape) for name, value in clip.patcher.model_state_dict().items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -39,22 +40,38 @@ class ReadingClip(comfy.sd.CLIP):
     def encode_from_tokens_scheduled(
         self, tokens: Any, unprojected: bool = False, add_dict: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> Any:
-        chunks = [[token for token, *_ in chunk] for chunk in next(iter(tokens.values()))]
-        notes = {READINGS: read_tokens(self, chunks), **(add_dict or {})}
+        first = next(iter(tokens))
+        notes = {READINGS: _readings(self, lambda keys: _chunks(tokens, keys or (first,))), **(add_dict or {})}
         return super().encode_from_tokens_scheduled(tokens, unprojected, notes, **kwargs)
 
 
+@dataclass(frozen=True)
 class TokenReader:
-    """Reads the token ids themselves; a vector in place of a token is none."""
+    """Reads the token ids themselves; a vector in place of a token is none.
+
+    Attributes:
+        keys: the host's names of the tokenizers to read.
+    """
+
+    keys: tuple[str, ...]
 
     def read(self, chunks: Sequence[Sequence[Token]]) -> tuple[int, ...]:
         return tuple(token for chunk in chunks for token in chunk if isinstance(token, int))
 
 
 def read_tokens(clip: Any, chunks: Sequence[Sequence[Any]]) -> dict[Any, list[Any]]:
-    """What the readers of a CLIP make of one prompt's tokens: a list of one reading by owner."""
+    """What the readers of a CLIP with one tokenizer make of a prompt's tokens: a list of one reading by owner."""
+    return _readings(clip, lambda keys: chunks)
+
+
+def _readings(clip: Any, chunks_of: Callable[[tuple[str, ...]], Sequence[Sequence[Any]]]) -> dict[Any, list[Any]]:
     with torch.inference_mode(False), torch.no_grad():
-        return {owner: [reader.read(chunks)] for owner, reader in readers_of(clip).items()}
+        return {o: [reader.read(chunks_of(getattr(reader, "keys", ())))] for o, reader in readers_of(clip).items()}
+
+
+def _chunks(tokens: Mapping[str, Any], keys: tuple[str, ...]) -> list[list[Any]]:
+    """A prompt's tokens without their weights, of the tokenizers that the CLIP has."""
+    return [[token for token, *_ in chunk] for key in keys if key in tokens for chunk in tokens[key]]
 
 
 def readers_of(clip: Any) -> Mapping[Any, Reader]:

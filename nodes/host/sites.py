@@ -42,7 +42,9 @@ def model_sites(model: ModelPatcher) -> HostSites:
     """Recognise a MODEL and list its sites; FamilyError where it has none that are known."""
     state = model.model_state_dict(_PREFIX)
     config = getattr(getattr(model.model, "model_config", None), "unet_config", {})
-    known = {_PREFIX + theirs: ours for ours, theirs in comfy.utils.unet_to_diffusers(config).items()}
+    # The host gives `label_emb` two names, in an order that differs from run to run; SDXL's, `add_embedding`, is kept.
+    pairs = sorted(comfy.utils.unet_to_diffusers(config).items(), reverse=True)
+    known = {_PREFIX + theirs: ours for ours, theirs in pairs}
     names = {key: known.get(key, key.removeprefix(_PREFIX)) for key in state}
     shapes = {names[key]: tuple(value.shape) for key, value in state.items()}
     family, sites = find_sites(shapes, families().values())

@@ -98,11 +98,13 @@ def test_sum_adds_products_at_their_strengths() -> None:
 
 
 def test_gated_keeps_each_eraser_to_itself() -> None:
-    found = merged("gated", stack_of(adapter("ball", 1), operator("cat", 2), strength=0.5), threshold=0.25)
+    stack, mode = stack_of(adapter("ball", 1), operator("cat", 2), strength=0.5), merge_named("gated")
+    task = task_of(stack)
+    found = mode.merge(stack, task, mode.spec.settings({"threshold": 0.25})).eraser
     assert [member.gate.threshold for member in found.members] == [0.25, 0.25]
     assert [member.eraser.recipe.names[0] for member in found.members] == ["ball", "cat"]
     assert torch.allclose(whole(found.members[0].eraser.adapters[SITES[0]]), 0.5 * whole(low(10)))
-    (own,) = task_of(stack_of(adapter("ball", 1))).encode(["ball"])
+    (own,) = task.encode(["ball"])
     assert found.members[0].gate.openness(own.states, own.ids) == pytest.approx(1.0)
     indices = torch.tensor([3, 7])
     scattered = Eraser(recipe("dog"), adapters={SITES[0]: WeightEdit(indices=indices, values=torch.ones(2))})

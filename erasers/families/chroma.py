@@ -1,0 +1,23 @@
+"""Chroma: the tokens of T5 alone."""
+
+from __future__ import annotations
+
+from ..sites import Encoder, Family
+from ..verdicts import IN_PLACE
+
+FAMILY = Family(
+    name="chroma",
+    title="Chroma",
+    stream="t5xxl",
+    width=4096,
+    blocks=57,
+    pixels=1024,
+    proven="facts and names of weights at full size; closed-form edits on a reduced model of the host's own class",
+    sites=r"^txt_in\.weight$",
+    mark=r"^distilled_guidance_layer\.",
+    prediction=("flow",),
+    encoders=(Encoder("t5xxl", 4096),),
+    lora=("transformer.context_embedder", "lycoris_context_embedder", "context_embedder"),
+    hosts=("Chroma", "ChromaRadiance"),
+    can=IN_PLACE,
+)

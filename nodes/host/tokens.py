@@ -1,0 +1,148 @@
+"""Where a prompt's own tokens stand among those the host makes of it: between special tokens, padding and templates.
+
+What a tokenizer and a template put around a prompt is what they make of the empty prompt. So a prompt's own tokens are
+those that the empty prompt lacks, whichever the encoder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...erasers.errors import ConceptError
+from ...erasers.phrases import places_of
+
+_BRACKET = re.compile(r"(?<!\\)([()])")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one tokenizer and the host's template put around a prompt.
+
+    Attributes:
+        key: the host's name of the tokenizer's tokens.
+        tokenizer: the host's tokenizer.
+        around: the tokens of the empty prompt, without padding.
+        before: how many of them stand before a prompt's own.
+    """
+
+    key: str
+    tokenizer: Any
+    around: tuple[int, ...]
+    before: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one tokenizer makes of a prompt.
+
+    Attributes:
+        ids: the tokens, padding and template included; -1 where a textual inversion puts a vector.
+        start, stop: the prompt's own tokens among them; equal where it has none that the encoder knows.
+        used: how many tokens stand before the padding.
+    """
+
+    ids: tuple[int, ...]
+    start: int
+    stop: int
+    used: int
+
+    @property
+    def content(self) -> tuple[int, ...]:
+        """The prompt's own tokens."""
+        return self.ids[self.start : self.stop]
+
+
+def token_key(stream: str) -> str:
+    """What the host calls an encoder's tokens: CLIP's by their letter alone."""
+    return stream.removeprefix("clip_")
+
+
+def tokenize(clip: Any, prompt: str) -> dict[str, Any]:
+    """The host's tokens of a prompt by key, with brackets taken as they stand instead of as weights.
+
+    Raises:
+        ConceptError: the prompt is longer than one chunk.
+    """
+    tokens = clip.tokenize(_BRACKET.sub(r"\\\1", prompt))
+    if any(len(chunks) != 1 for chunks in tokens.values()):
+        raise ConceptError(f"'{prompt[:60]}...' is longer than one text chunk.", "Describe the concept in fewer words.")
+    return tokens
+
+
+def token_ids(chunk: Sequence[Any]) -> tuple[int, ...]:
+    """Ids of a chunk's tokens; -1 where a textual inversion puts a vector in place of a token."""
+    return tuple(token[0] if isinstance(token[0], int) else -1 for token in chunk)
+
+
+def tokenizer_of(clip: Any, key: str) -> Any:
+    """The host's tokenizer behind a key of its tokens."""
+    return getattr(clip.tokenizer, f"clip_{key}", None) or getattr(clip.tokenizer, key)
+
+
+def frame_of(clip: Any, key: str) -> Frame:
+    """What a tokenizer, named by the key of its tokens, puts around a prompt."""
+    tokenizer = tokenizer_of(clip, key)
+    around, one = (_unpadded(token_ids(clip.tokenize(text)[key][0]), tokenizer)[1] for text in ("", "a"))
+    return Frame(key, tokenizer, around, _common(around, one))
+
+
+def read_chunk(frame: Frame, tokens: Sequence[Any]) -> Chunk:
+    """Find a prompt's own tokens among those the host made."""
+    ids = token_ids(tokens)
+    left, own = _unpadded(ids, frame.tokenizer)
+    start = min(frame.before, _common(own, frame.around))
+    stop = start + max(len(own) - len(frame.around), 0)
+    if _is_unknown(frame.tokenizer.tokenizer, own[start:stop]):
+        stop = start
+    return Chunk(ids, left + start, left + stop, left + len(own))
+
+
+def find_phrase(clip: Any, key: str, prompt: str, phrase: str) -> list[range]:
+    """Where a phrase's tokens stand among those of a prompt, as the host encodes the prompt: its weights taken out.
+
+    Tokenizers may write a word otherwise at a prompt's beginning, or merge it with its neighbours: then the place is
+    that of every token which the phrase is part of.
+
+    Returns:
+        Ranges of the prompt's tokens, template and start token counted; of its first chunk.
+    """
+    frame = frame_of(clip, key)
+    chunk = read_chunk(frame, clip.tokenize(prompt)[key][0])
+
+    def read(text: str) -> tuple[int, ...]:
+        return read_chunk(frame, tokenize(clip, text)[key][0]).content
+
+    found = set[tuple[int, int]]()
+    for own in (read(phrase), read(f"a {phrase}")[len(read("a")) :]):
+        found |= {(start, start + len(own)) for start in places_of(chunk.content, own) if own}
+    if not found and phrase in prompt:
+        place = prompt.index(phrase)
+        before, upto = read(prompt[:place]), read(prompt[: place + len(phrase)])
+        shared = _common(upto, chunk.content)
+        found = {(_common(before, chunk.content), shared + (shared < len(upto)))}
+    return [range(chunk.start + start, chunk.start + stop) for start, stop in sorted(found) if stop > start]
+
+
+def _unpadded(ids: tuple[int, ...], tokenizer: Any) -> tuple[int, tuple[int, ...]]:
+    """How much padding stands before a prompt's tokens, and the tokens without any."""
+    places = [place for place, number in enumerate(ids) if number != tokenizer.pad_token] or [0]
+    first = places[0] if tokenizer.pad_left else 0
+    return first, ids[first:] if tokenizer.pad_left else ids[: places[-1] + 1]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences share from their beginning on."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _is_unknown(tokenizer: Any, content: tuple[int, ...]) -> bool:
+    """Whether content is nothing but tokens that stand for what the vocabulary lacks, and blanks."""
+    inner = getattr(getattr(tokenizer, "tokenizer", None), "unk_id", None)
+    unknown = inner() if inner is not None else getattr(tokenizer, "unk_token_id", None)
+    if unknown not in content or unknown == getattr(tokenizer, "eos_token_id", None):
+        return False
+    return not tokenizer.decode([number for number in content if number not in (unknown, -1)]).strip()

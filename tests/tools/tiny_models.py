@@ -1,0 +1,399 @@
+"""Models of the host's own classes with seeded random weights: reduced in depth and inner width, true in structure.
+
+Widths of text features are true, because a family is recognised by them; so are the tokenizers where the host ships
+them. Token embeddings are folded to a few rows, which ids share. Import only after the `comfy` fixture has run.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from host_configs import (
+    AURA,
+    CHROMA,
+    COSMOS1,
+    COSMOS2,
+    FLUX,
+    FLUX2,
+    HIDREAM,
+    HUNYUAN_VIDEO,
+    HYDIT,
+    KLEIN_4B,
+    KLEIN_9B,
+    LTXV,
+    LUMINA2,
+    PIXART,
+    QWEN,
+    REFINER,
+    SD3,
+    SMALL_FLUX,
+    SMALL_FLUX2,
+    SMALL_LUMINA,
+    SMALL_UNET,
+    UNET,
+    WAN,
+    XL,
+    ZIMAGE,
+)
+from torch import Tensor, nn
+
+_ROWS = 1021
+"""Rows of a folded token embedding; a prime, so that neighbouring ids stay apart."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to build one family.
+
+    Attributes:
+        config: the host's class in `comfy.supported_models`.
+        full: the true `unet_config`, as the host detects it from a checkpoint's tensors.
+        tiny: what is reduced in it.
+        latent: shape of a small latent without its batch.
+        clip: finds the host's `(tokenizer, model)` classes of the text encoders; None where it ships no tokenizer.
+        options: reduced configurations of the text encoders, as the host takes them.
+    """
+
+    config: str
+    full: Mapping[str, Any]
+    tiny: Mapping[str, Any]
+    latent: tuple[int, ...]
+    clip: Callable[[], tuple[Any, Any]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_CLIP_L = {"clip_l_model_config": {"intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}}
+_CLIP_G = {"clip_g_model_config": {"intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}}
+_T5 = {"d_ff": 32, "num_heads": 2, "d_kv": 16, "num_layers": 1}
+_LLM = {
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_hidden_layers": 3,
+}
+
+
+def _t5(name: str) -> dict[str, Any]:
+    return {f"{name}_model_config": _T5}
+
+
+def _llm(name: str, **also: Any) -> dict[str, Any]:
+    return {f"{name}_model_config": {**_LLM, **also}}
+
+
+def _sd1() -> tuple[Any, Any]:
+    import comfy.sd1_clip
+
+    return comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel
+
+
+def _of(module: str, tokenizer: str, model: str, **given: Any) -> Callable[[], tuple[Any, Any]]:
+    """The tokenizer and model classes of a host module; `given` are arguments of the model's factory."""
+
+    def find() -> tuple[Any, Any]:
+        import importlib
+
+        found = importlib.import_module(f"comfy.{module}")
+        made = getattr(found, model)
+        return getattr(found, tokenizer), made(**given) if given or not isinstance(made, type) else made
+
+    return find
+
+
+def _chroma_clip() -> tuple[Any, Any]:
+    import comfy.text_encoders.pixart_t5 as host
+
+    return host.PixArtTokenizer, host.pixart_te()
+
+
+def _spiece(find: Callable[[], tuple[Any, Any]], **special: int) -> Callable[[], tuple[Any, Any]]:
+    """Classes whose vocabulary comes with the checkpoint: given a small one with the same ids of special tokens."""
+
+    def found() -> tuple[Any, Any]:
+        tokenizer, model = find()
+
+        def make(embedding_directory: Any = None, tokenizer_data: Any = None) -> Any:
+            data = {**(tokenizer_data or {}), "spiece_model": _vocabulary(tuple(special.items()))}
+            return tokenizer(embedding_directory=embedding_directory, tokenizer_data=data)
+
+        return make, model
+
+    return found
+
+
+@cache
+def _vocabulary(special: tuple[tuple[str, int], ...]) -> Tensor:
+    """A sentencepiece model of a few English words, bytes for all others."""
+    import sentencepiece
+
+    made = io.BytesIO()
+    words = ("a photo of", "a cat on a mat", "the dog and the tree", "a house, oil painting", "Van Gogh style")
+    train: Any = sentencepiece.SentencePieceTrainer.train
+    settings = {"vocab_size": 320, "hard_vocab_limit": False, "byte_fallback": True, "minloglevel": 2}
+    train(sentence_iterator=iter(words * 20), model_writer=made, **settings, **dict(special))
+    return torch.frombuffer(bytearray(made.getvalue()), dtype=torch.uint8)
+
+
+PLANS: dict[str, Plan] = {
+    "sd1": Plan("SD15", UNET | {"model_channels": 320, "context_dim": 768}, SMALL_UNET, (4, 8, 8), _sd1, _CLIP_L),
+    "sd2": Plan(
+        "SD20",
+        UNET | {"model_channels": 320, "context_dim": 1024, "use_linear_in_transformer": True},
+        SMALL_UNET,
+        (4, 8, 8),
+        _of("text_encoders.sd2_clip", "SD2Tokenizer", "SD2ClipModel"),
+        {"clip_h_model_config": _CLIP_G["clip_g_model_config"]},
+    ),
+    "sdxl": Plan(
+        "SDXL",
+        UNET | XL,
+        SMALL_UNET,
+        (4, 8, 8),
+        _of("sdxl_clip", "SDXLTokenizer", "SDXLClipModel"),
+        _CLIP_L | _CLIP_G,
+    ),
+    "sdxl_refiner": Plan(
+        "SDXLRefiner",
+        UNET | REFINER,
+        SMALL_UNET,
+        (4, 8, 8),
+        _of("sdxl_clip", "SDXLTokenizer", "SDXLRefinerClipModel"),
+        _CLIP_G,
+    ),
+    "sd3": Plan(
+        "SD3",
+        SD3,
+        {
+            "depth": 1,
+            "num_patches": 64,
+            "pos_embed_max_size": 8,
+            "num_blocks": 2,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 4096, "out_features": 64},
+            },
+        },
+        (16, 8, 8),
+        _of("text_encoders.sd3_clip", "SD3Tokenizer", "sd3_clip"),
+        _CLIP_L | _CLIP_G | _t5("t5xxl"),
+    ),
+    "flux": Plan(
+        "Flux",
+        FLUX,
+        SMALL_FLUX,
+        (16, 8, 8),
+        _of("text_encoders.flux", "FluxTokenizer", "flux_clip"),
+        _CLIP_L | _t5("t5xxl"),
+    ),
+    "flux2": Plan("Flux2", FLUX2, SMALL_FLUX2, (128, 4, 4)),
+    "flux2_klein_4b": Plan(
+        "Flux2",
+        KLEIN_4B,
+        SMALL_FLUX2,
+        (128, 4, 4),
+        _of("text_encoders.flux", "KleinTokenizer", "klein_te", model_type="qwen3_4b"),
+        _llm("qwen3_4b", num_hidden_layers=28),
+    ),
+    "flux2_klein_9b": Plan(
+        "Flux2",
+        KLEIN_9B,
+        SMALL_FLUX2,
+        (128, 4, 4),
+        _of("text_encoders.flux", "KleinTokenizer8B", "klein_te", model_type="qwen3_8b"),
+        _llm("qwen3_8b", num_hidden_layers=28),
+    ),
+    "chroma": Plan(
+        "Chroma",
+        CHROMA,
+        SMALL_FLUX | {"out_dim": 64, "hidden_dim": 32, "n_layers": 1},
+        (16, 8, 8),
+        _chroma_clip,
+        _t5("t5xxl"),
+    ),
+    "pixart": Plan(
+        "PixArtSigma",
+        PIXART,
+        {"num_heads": 2, "hidden_size": 32, "depth": 1},
+        (4, 64, 64),
+        _of("text_encoders.pixart_t5", "PixArtTokenizer", "PixArtT5XXL"),
+        _t5("t5xxl"),
+    ),
+    "hunyuan_dit": Plan("HunyuanDiT", HYDIT, {"depth": 2, "hidden_size": 64, "num_heads": 2}, (4, 8, 8)),
+    "auraflow": Plan(
+        "AuraFlow",
+        AURA,
+        {"max_seq": 64, "dim": 64, "n_heads": 2, "global_conddim": 64, "n_double_layers": 1, "n_layers": 2},
+        (4, 8, 8),
+        _of("text_encoders.aura_t5", "AuraT5Tokenizer", "AuraT5Model"),
+        _t5("pile_t5xl"),
+    ),
+    "lumina2": Plan(
+        "Lumina2",
+        LUMINA2,
+        SMALL_LUMINA,
+        (16, 8, 8),
+        _spiece(_of("text_encoders.lumina2", "LuminaTokenizer", "te"), pad_id=0, eos_id=1, bos_id=2, unk_id=3),
+        _llm("gemma2_2b"),
+    ),
+    "z_image": Plan(
+        "ZImage",
+        ZIMAGE,
+        SMALL_LUMINA | {"dim": 256, "axes_dims": [32, 48, 48]},
+        (16, 8, 8),
+        _of("text_encoders.z_image", "ZImageTokenizer", "te"),
+        _llm("qwen3_4b"),
+    ),
+    "qwen_image": Plan(
+        "QwenImage",
+        QWEN,
+        {"num_layers": 1, "attention_head_dim": 32, "num_attention_heads": 2, "axes_dims_rope": (8, 12, 12)},
+        (16, 1, 8, 8),
+        _of("text_encoders.qwen_image", "QwenImageTokenizer", "te"),
+        _llm("qwen25_7b"),
+    ),
+    "hidream": Plan(
+        "HiDream",
+        HIDREAM,
+        {
+            "attention_head_dim": 32,
+            "axes_dims_rope": [8, 12, 12],
+            "llama_layers": [0, 1],
+            "num_attention_heads": 2,
+            "num_layers": 1,
+            "num_single_layers": 1,
+        },
+        (16, 8, 8),
+    ),
+    "wan": Plan(
+        "WAN21_T2V",
+        WAN,
+        {"dim": 64, "num_heads": 2, "ffn_dim": 64, "num_layers": 1},
+        (16, 1, 8, 8),
+        _spiece(_of("text_encoders.wan", "WanT5Tokenizer", "te"), pad_id=0, eos_id=1, unk_id=2, bos_id=-1),
+        _t5("umt5xxl"),
+    ),
+    "ltxv": Plan(
+        "LTXV",
+        LTXV,
+        {"num_layers": 1, "attention_head_dim": 32, "num_attention_heads": 2, "cross_attention_dim": 64},
+        (128, 1, 4, 4),
+        _of("text_encoders.lt", "LTXVT5Tokenizer", "ltxv_te"),
+        _t5("t5xxl"),
+    ),
+    "hunyuan_video": Plan(
+        "HunyuanVideo",
+        HUNYUAN_VIDEO,
+        SMALL_FLUX,
+        (16, 1, 8, 8),
+        _of("text_encoders.hunyuan_video", "HunyuanVideoTokenizer", "hunyuan_video_clip"),
+        _CLIP_L | _llm("llama", num_hidden_layers=4),
+    ),
+    "cosmos1": Plan(
+        "CosmosT2V",
+        COSMOS1,
+        {"model_channels": 64, "num_blocks": 1, "num_heads": 2, "adaln_lora_dim": 16, "max_img_h": 16, "max_img_w": 16},
+        (16, 1, 8, 8),
+        _of("text_encoders.cosmos", "CosmosT5Tokenizer", "te"),
+        _t5("t5xxl"),
+    ),
+    "cosmos2": Plan(
+        "CosmosT2IPredict2",
+        COSMOS2,
+        {"model_channels": 64, "num_blocks": 1, "num_heads": 2, "adaln_lora_dim": 16, "max_img_h": 16, "max_img_w": 16},
+        (16, 1, 8, 8),
+        _of("text_encoders.cosmos", "CosmosT5Tokenizer", "te"),
+        _t5("t5xxl"),
+    ),
+}
+"""By name of the family in `erasers/families`."""
+
+
+def full_model(name: str) -> Any:
+    """MODEL at its true size, without memory for its weights."""
+    return _patcher(PLANS[name], {}, torch.device("meta"), torch.float16)
+
+
+def tiny_model(name: str, seed: int = 0) -> Any:
+    """MODEL in float32 with random weights."""
+    plan = PLANS[name]
+    patcher = _patcher(plan, plan.tiny, torch.device("cpu"), torch.float32)
+    fill(patcher.model, seed)
+    return patcher
+
+
+def tiny_clip(name: str, seed: int = 1) -> Any:
+    """CLIP in float32 with random weights and the host's own tokenizers; ValueError where the host ships none."""
+    import comfy.sd
+
+    plan = PLANS[name]
+    if plan.clip is None:
+        raise ValueError(f"the host ships no tokenizer for {name}")
+    tokenizer, model = plan.clip()
+    target = SimpleNamespace(params={}, clip=model, tokenizer=tokenizer)
+    options = {"dtype": torch.float32, **plan.options}
+    clip = comfy.sd.CLIP(target, model_options={k: dict(v) if isinstance(v, dict) else v for k, v in options.items()})
+    for module in clip.cond_stage_model.modules():
+        if hasattr(module, "visual"):
+            module.visual = nn.Identity()
+        if isinstance(module, nn.Embedding) and module.num_embeddings > _ROWS:
+            _fold(module)
+    fill(clip.cond_stage_model, seed)
+    return clip
+
+
+def sample(name: str, model: Any, clip: Any, prompt: str, steps: int = 1, cfg: float = 1.0, seed: int = 3) -> Tensor:
+    """A latent drawn by the host."""
+    import comfy.sample
+
+    noise = torch.randn(1, *PLANS[name].latent, generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        given = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "")]
+        return comfy.sample.sample(
+            model, noise, steps, cfg, "euler", "normal", *given, torch.zeros_like(noise), disable_pbar=True, seed=seed
+        )
+
+
+def fill(module: nn.Module, seed: int) -> None:
+    """Give every weight a value that depends on its name and the seed alone; norms become ones, biases zeros."""
+    places = [*module.named_parameters(), *(b for b in module.named_buffers() if "pos_embed" in b[0])]
+    for name, value in places:
+        if not value.is_floating_point():
+            continue
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
+        if value.ndim < 2:
+            value.data.fill_(1.0 if name.endswith(("weight", "scale")) else 0.0)
+        else:
+            is_table = any(part in name for part in ("embed_tokens", "shared", "token_embedding", "word_embeddings"))
+            spread = 1.0 if is_table else value[0].numel() ** -0.5
+            value.data.copy_(torch.randn(value.shape, generator=generator) * spread)
+
+
+def _patcher(plan: Plan, changes: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
+    import comfy.supported_models
+    from comfy.model_patcher import ModelPatcher
+
+    wanted = {**plan.full, **changes}
+    config = getattr(comfy.supported_models, plan.config)(dict(wanted))
+    config.unet_config = {**config.unet_config, **changes}
+    config.set_inference_dtype(dtype, None)
+    cpu = torch.device("cpu")
+    return ModelPatcher(config.get_model({}, "", device=device), cpu, cpu)
+
+
+def _fold(module: nn.Embedding) -> None:
+    """Make a token embedding small: ids that differ by a multiple of its rows share one."""
+    base = type(module)
+
+    def forward(self: Any, ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return base.forward(self, ids % _ROWS, *args, **kwargs)
+
+    module.weight = nn.Parameter(torch.empty(_ROWS, module.embedding_dim), requires_grad=False)
+    module.num_embeddings = _ROWS
+    module.__class__ = type("Folded", (base,), {"forward": forward})
