@@ -110,7 +110,8 @@ def factors(edit: WeightEdit) -> tuple[Tensor, Tensor]:
         return edit.down, edit.up
     if edit.dense is None:
         raise NumericsError("A sparse edit has no low-rank factors.", "Merge it in mode sum, or apply it by itself.")
-    return _decomposed(*torch.linalg.svd(edit.dense.float(), full_matrices=False), edit.dense.shape[1])
+    left, values, right = torch.linalg.svd(edit.dense.float(), full_matrices=False)
+    return _decomposed(left, values, right, len(values))
 
 
 def shrunk(edit: WeightEdit, rank: int) -> tuple[WeightEdit, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,18 +47,29 @@ SETTINGS: Mapping[str, tuple[str, Mapping[str, Value]]] = {
 }
 
 
-def measure(pictures: int, kept_pictures: int, method: str) -> list[dict[str, Any]]:
-    """A row per mode and count: erased and kept, with the seconds that merging took."""
+def measure(
+    pictures: int,
+    kept_pictures: int,
+    method: str,
+    counts: Sequence[int] = COUNTS,
+    modes: Mapping[str, tuple[str, Mapping[str, Value]]] = SETTINGS,
+) -> list[dict[str, Any]]:
+    """A row per mode and count: erased and kept, with the seconds that merging took.
+
+    Args:
+        pictures: of each erased concept; kept_pictures: of each side of what is kept.
+        method: closed-form method that makes the erasers.
+    """
     gallery = Gallery(steps=10)
     keep = ConceptList(lists=("demo-world",))
     gone = Bench(gallery, judge(), pictures, 10)
     left = Bench(gallery, judge(), kept_pictures, 10)
-    erasers = [gone.fit([case], {}, keep, method) for case in CASES]
+    erasers = [gone.fit([case], {}, keep, method) for case in CASES[: max(counts)]]
     rows = []
-    for count in COUNTS:
+    for count in counts:
         cases = CASES[:count]
         stack, task = Stack().with_erasers(erasers[:count], 1.0), gallery.task(keep)
-        for title, (name, given) in SETTINGS.items():
+        for title, (name, given) in modes.items():
             mode = merge_named(name)
             begun = time.monotonic()
             with_names = replace(task, concepts=stack.concepts())

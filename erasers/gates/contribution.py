@@ -81,13 +81,16 @@ class Kind:
 
     def load(self, tensors: Mapping[str, Tensor], threshold: float) -> Gate:
         keys, owners, start = (tensors.get(name) for name in ("keys", "owners", "start"))
-        known = keys is not None and owners is not None and keys.ndim == 2 and len(keys) == len(owners)
-        if not known or not own_every(owners) or not is_start(start):
+        if keys is None or owners is None or not _fits(keys, owners) or not is_start(start):
             raise NumericsError("A contribution gate's tensors do not fit together.", "Make the eraser again.")
         return Contribution(keys, owners, start, threshold)
 
 
 GATE = Kind()
+
+
+def _fits(keys: Tensor, owners: Tensor) -> bool:
+    return keys.ndim == 2 and len(keys) == len(owners) and own_every(owners)
 
 
 def _gate(rows: Sequence[Tensor], start: Tensor, threshold: float) -> Contribution:

@@ -92,10 +92,10 @@ class Kind:
 
     def load(self, tensors: Mapping[str, Tensor], threshold: float) -> Gate:
         centre, readers, owners, start = (tensors.get(name) for name in ("centre", "readers", "owners", "start"))
-        known = centre is not None and readers is not None and owners is not None
-        if not known or not _fits(centre, readers, owners) or not is_start(start):
-            raise NumericsError("A discriminant's tensors do not fit together.", "Make the eraser again.")
-        return Discriminant(centre.double(), readers.double(), owners, start, threshold)
+        known = centre is not None and readers is not None and owners is not None and is_start(start)
+        if known and _fits(centre, readers, owners):
+            return Discriminant(centre.double(), readers.double(), owners, start, threshold)
+        raise NumericsError("A discriminant's tensors do not fit together.", "Make the eraser again.")
 
 
 GATE = Kind()

@@ -86,7 +86,7 @@ def conflict_table(stack: Stack) -> str:
 def _edits(eraser: Eraser) -> dict[str, tuple[Tensor, Tensor]]:
     """Factors of every edit of an eraser, by what is edited."""
     found = {f"context {stream}": as_edit(operator) for stream, operator in eraser.context.items()}
-    found |= eraser.adapters | eraser.text_encoder
+    found |= {**eraser.adapters, **eraser.text_encoder}
     return {name: factors(edit) for name, edit in found.items() if edit.indices is None}
 
 

@@ -45,7 +45,8 @@ def main() -> None:
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     torch.manual_seed(0)
-    unet: Any = UNet2DConditionModel(sample_size=options.size, **UNETS[options.unet]).eval().to(device, dtype)
+    unet: Any = UNet2DConditionModel(sample_size=options.size, **UNETS[options.unet]).eval()
+    unet.to(device, dtype)
     look = _look(unet, options.size, device, dtype)
     layers = {n: m for n, m in unet.named_modules() if n.endswith(tuple(f"attn2.{p}" for p in _PROJECTIONS))}
     parts = _members(layers, unet.config["cross_attention_dim"], options.count)

@@ -17,6 +17,7 @@ from ...erasers.measure.summary import summarise
 from ...erasers.merging import Merge, Merged
 from ...erasers.registry import Method
 from ...erasers.result import Eraser
+from ...erasers.sites import GUARDS, WORDS
 from ...erasers.spec import Value
 from ...erasers.stack import Stack
 from ...erasers.task import Task
@@ -68,6 +69,7 @@ def guard_model(
         gate: likeness to the concept from which on a prompt is guarded; 0 for every prompt.
         pictures: `[n, h, w, 3]` in 0..1, of the concept; need `vae`.
     """
+    model_sites(model).family.require(GUARDS)
     with torch.inference_mode(False), torch.no_grad():
         task = task_of(model, clip, concepts)
         if pictures is not None:
@@ -85,7 +87,7 @@ def reweight(
     Raises:
         FamilyError: the model has more than one text encoder, or no cross-attention.
     """
-    model_sites(model)  # Refuses a model whose cross-attention is not known.
+    model_sites(model).family.require(WORDS)
     part = WordPart(HostModel(model, clip).tower(), words, **given)
     return install(model, clip, "Reweight Attention", Guarding(words=part, reader=part), None)
 

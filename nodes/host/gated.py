@@ -85,10 +85,10 @@ def _apply(parts: GatedParts, family: Family, keys: Mapping[str, str]) -> Callab
     ) -> Tensor:
         options = transformer_options or {}
         at_work = None
-        if c_crossattn is not None:
+        if isinstance(c_crossattn, Tensor):
             openness = _openness(parts, options, c_crossattn, len(x))
             at_work = parts.at_work(openness, x.device, c_crossattn.dtype)
-        if at_work is None:
+        if at_work is None or c_crossattn is None:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         if _COMPILED in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}):
             raise SettingError(

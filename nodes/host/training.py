@@ -24,6 +24,7 @@ from ...erasers.learn.shift import Shift
 from ...erasers.provenance import eraser_fingerprint
 from ...erasers.registry import TrainingRecipe
 from ...erasers.result import Eraser
+from ...erasers.sites import TRAINING
 from ...erasers.spec import Value
 from ...erasers.task import Task
 from .fit import task_of
@@ -90,6 +91,7 @@ def train_eraser(
     _check_resumed(model, resumed)
     with torch.inference_mode(False), torch.no_grad():
         task = task_of(model, clip, concepts)
+        task.family.require(TRAINING)
         if pictures is not None:
             latents = encode_pictures(task.loaded(), vae, pictures)
             task = replace(task, pictures=latents, regions=fitted_regions(regions, latents))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from lethe.erasers import capabilities
 from lethe.erasers.capabilities import capability_table
 from lethe.erasers.errors import FamilyError
 from lethe.erasers.registry import families
@@ -75,3 +78,8 @@ def test_the_table_holds_every_family_and_reason() -> None:
         assert cells == [family.verdict(name).state for name in CAPABILITIES]
         assert all(family.verdict(name).why[1:] in table for name in CAPABILITIES)
     assert {TESTED, EXPECTED, NO} <= set(table.replace("|", " ").split())
+
+
+def test_the_readme_has_the_table_of_models() -> None:
+    page = (Path(capabilities.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert page.split("<!-- models -->")[1].split("<!-- /models -->")[0].strip() == capability_table().strip()
