@@ -27,6 +27,7 @@ from . import Gate, is_start, own_every, owners_of, start_of, unnamed
 
 _RIDGE = 0.01
 """Of the mean variance."""
+_PARTS = ("centre", "readers", "owners", "start")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +92,11 @@ class Kind:
         return [*_fitted(groups, task, threshold)]
 
     def load(self, tensors: Mapping[str, Tensor], threshold: float) -> Gate:
-        centre, readers, owners, start = (tensors.get(name) for name in ("centre", "readers", "owners", "start"))
-        known = centre is not None and readers is not None and owners is not None and is_start(start)
-        if known and _fits(centre, readers, owners):
-            return Discriminant(centre.double(), readers.double(), owners, start, threshold)
-        raise NumericsError("A discriminant's tensors do not fit together.", "Make the eraser again.")
+        known = [tensors[name] for name in _PARTS if name in tensors]
+        if len(known) != len(_PARTS) or not _fits(*known):
+            raise NumericsError("A discriminant's tensors do not fit together.", "Make the eraser again.")
+        centre, readers, owners, start = known
+        return Discriminant(centre.double(), readers.double(), owners, start, threshold)
 
 
 GATE = Kind()
@@ -136,5 +137,6 @@ def _fitted(groups: Sequence[Sequence[str]], task: Task, threshold: float) -> li
     return found
 
 
-def _fits(centre: Tensor, readers: Tensor, owners: Tensor) -> bool:
-    return centre.ndim == 1 and readers.shape == (len(owners), len(centre)) and own_every(owners)
+def _fits(centre: Tensor, readers: Tensor, owners: Tensor, start: Tensor) -> bool:
+    shapes = centre.ndim == 1 and owners.ndim == 1 and readers.shape == (len(owners), len(centre))
+    return shapes and own_every(owners) and is_start(start)

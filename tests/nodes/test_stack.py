@@ -235,7 +235,7 @@ def test_a_sum_is_what_erasers_applied_in_a_row_do_as_weights(demo, adapters) ->
 
 
 def test_learned_coefficients_stay_within_bounds_and_keep_more_than_the_sum(demo, adapters) -> None:  # type: ignore[no-untyped-def]
-    found = merged(demo, adapters, "learned", steps=6, rate=0.2, keep=50.0, batch=2)
+    found = merged(demo, adapters, "learned", steps=20, rate=0.1, keep=100.0, batch=4)
     plain = merged(demo, adapters, "sum")
     assert set(found.adapters) == set(plain.adapters)
     moved = [apart(draw(*applied(demo, eraser), KEPT), draw(*demo[:2], KEPT)) for eraser in (found, plain)]
