@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from lethe.erasers.errors import EraserFileError, FamilyError, NumericsError
+from lethe.erasers.gates.contribution import Contribution
+from lethe.erasers.gates.transport import Transport
 from lethe.erasers.registry import families
-from lethe.erasers.result import ContextOperator, Eraser, Recipe, WeightEdit
+from lethe.erasers.result import ContextOperator, Eraser, Member, Recipe, WeightEdit
 from lethe.erasers.store import atomic
 from lethe.erasers.store.eraser_file import load_eraser, save_eraser
 from safetensors import safe_open
@@ -174,3 +176,72 @@ def test_an_operator_needs_tensors_that_fit() -> None:
     ):
         with pytest.raises(NumericsError):
             ContextOperator(**bad)
+
+
+GATED = Eraser(
+    RECIPE,
+    members=(
+        Member(
+            Contribution(torch.randn(2, 5), torch.tensor([0, 1]), torch.tensor([1]), 0.25),
+            Eraser(RECIPE, adapters=EDITS),
+        ),
+        Member(
+            Transport(torch.randn(1, 3, 5), torch.randn(3, 5), torch.tensor([[7, -1]]), 0.5),
+            Eraser(RECIPE, {"a": LOW_RANK}),
+        ),
+    ),
+)
+
+
+def _members(path: Path) -> list[dict]:
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["members"])
+
+
+def test_erasers_behind_gates_come_back(tmp_path: Path) -> None:
+    save_eraser(GATED, tmp_path / "gated.safetensors")
+    found = load_eraser(tmp_path / "gated.safetensors")
+    assert [member.gate.kind for member in found.members] == ["contribution", "transport"]
+    assert [member.gate.threshold for member in found.members] == [0.25, 0.5]
+    assert [member.eraser.recipe for member in found.members] == [RECIPE, RECIPE]
+    assert found.tensors().keys() == GATED.tensors().keys()
+    assert all(torch.equal(tensor, GATED.tensors()[name]) for name, tensor in found.tensors().items())
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        {},
+        None,
+        {"kind": "contribution"},
+        {"kind": 3, "threshold": 0.5},
+        {"kind": "x", "threshold": 0.5},
+        {"kind": "transport", "threshold": 7},
+    ],
+)
+def test_a_gate_that_is_not_known_is_refused(tmp_path: Path, gate: object) -> None:
+    path = tmp_path / "gated.safetensors"
+    save_eraser(GATED, path)
+    first, second = _members(path)
+    with pytest.raises(EraserFileError):
+        load_eraser(_rewrite(path, {"members": json.dumps([{**first, "gate": gate}, second])}))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("members.0.gate.keys", torch.full((2, 5), torch.nan)),
+        ("members.0.gate.keys", torch.zeros(2, 5, dtype=torch.int64)),
+        ("members.0.gate.owners", torch.zeros(2)),
+        ("members.0.gate.owners", torch.tensor([0, 2])),
+        ("members.0.gate.start", torch.tensor([-1])),
+        ("members.1.gate.ids", torch.tensor([[-1, -1]])),
+        ("members.0.text_encoder.clip_l.x.dense", torch.zeros(2, 2)),
+        ("members.2.gate.keys", torch.zeros(2, 5)),
+    ],
+)
+def test_a_gate_whose_tensors_do_not_fit_is_refused(tmp_path: Path, name: str, tensor: torch.Tensor) -> None:
+    path = tmp_path / "gated.safetensors"
+    save_eraser(GATED, path)
+    with pytest.raises(EraserFileError):
+        load_eraser(_rewrite(path, **{name: tensor}))

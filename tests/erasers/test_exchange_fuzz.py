@@ -21,8 +21,11 @@ from foreign_files import CONV, FC1, NORM, OUT_BIAS, SITES, lora, merged, recele
 from lethe.erasers.errors import LetheError
 from lethe.erasers.exchange.base import ADAPTERS, TEXT, Base
 from lethe.erasers.exchange.reading import IMPORTED, import_eraser
+from lethe.erasers.gates.contribution import Contribution
+from lethe.erasers.gates.discriminant import Discriminant
+from lethe.erasers.gates.transport import Transport
 from lethe.erasers.measure.inspection import describe_file
-from lethe.erasers.result import ContextOperator, Eraser, Recipe, WeightEdit
+from lethe.erasers.result import ContextOperator, Eraser, Member, Recipe, WeightEdit
 from lethe.erasers.store.eraser_file import save_eraser
 from safetensors.torch import save
 
@@ -64,7 +67,13 @@ def _own(base: Base, folder: Path) -> bytes:
     sparse = {FC1: WeightEdit(indices=torch.arange(4), values=torch.ones(4))}
     context = {"clip_l": ContextOperator(down=torch.randn(2, 768), up=torch.randn(768, 2), bias=torch.randn(768))}
     recipe = Recipe("uce", {"lam": 0.1}, ({"text": "x", "replacement": ""},), ("y",), "sd1", "abc")
-    save_eraser(Eraser(recipe, context, edits, sparse), folder / "own.safetensors")
+    gates = (
+        Contribution(torch.randn(2, 768), torch.tensor([0, 1]), torch.tensor([1]), 0.5),
+        Discriminant(torch.randn(768), torch.randn(1, 768), torch.tensor([0]), torch.tensor([1]), 0.5),
+        Transport(torch.randn(1, 3, 768), torch.randn(3, 768), torch.tensor([[7, -1]]), 0.5),
+    )
+    members = tuple(Member(gate, Eraser(recipe, adapters=edits)) for gate in gates)
+    save_eraser(Eraser(recipe, context, edits, sparse, members=members), folder / "own.safetensors")
     return (folder / "own.safetensors").read_bytes()
 
 
@@ -235,6 +244,9 @@ def _spoken(content: bytes, draw: random.Random) -> bytes:
                 "format": "lethe-eraser",
                 "format_version": draw.choice(["1", "2", "", "x"]),
                 "recipe": json.dumps(recipe),
+                "members": draw.choice(
+                    ["[]", "[1]", "{}", deep, '[{"gate": {"kind": "x", "threshold": 2}}]', "[null]"]
+                ),
             },
             {**own, "format_version": draw.choice(["0", "99", "one"])},
             {},

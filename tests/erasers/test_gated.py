@@ -107,6 +107,13 @@ def test_operators_act_one_after_the_other_in_their_own_rows() -> None:
     assert at_work.edit(features, "other") is features  # type: ignore[attr-defined]
 
 
+def test_a_row_whose_gate_is_shut_is_untouched_by_what_overflows() -> None:
+    huge = ContextOperator(down=torch.full((1, WIDTH), 1e30), up=torch.full((WIDTH, 1), 1e30))
+    features = torch.ones(2, 4, WIDTH)
+    found = opened(parts_of(Eraser(RECIPE, context={"clip_l": huge})), [[1.0], [0.0]]).edit(features, "clip_l")  # type: ignore[attr-defined]
+    assert torch.equal(found[1], features[1])
+
+
 def test_small_networks_are_gated_too() -> None:
     g = torch.Generator().manual_seed(8)
     own = Bottleneck(*(torch.randn(*shape, generator=g) for shape in ((2, OUT), (2,), (OUT, 2), (OUT,))))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lethe.erasers.algebra.context import TEMPLATES
 from lethe.erasers.algebra.edits import as_edit
 from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.errors import FamilyError, SettingError
@@ -16,7 +17,7 @@ from lethe.erasers.result import Bottleneck, ContextOperator, Eraser, Recipe, We
 from lethe.erasers.stack import Stack
 from lethe.erasers.task import Task
 from torch import Tensor
-from toy_tower import ToyModel
+from toy_tower import TOKENS, ToyModel
 
 WIDTH, OUT = 16, 8
 SITES = tuple(f"block{i}.attn2.to_{role}.weight" for i in range(2) for role in "kv")
@@ -169,6 +170,19 @@ def test_what_solves_on_prompts_takes_operators_for_edits_of_every_site(name: st
     network = Bottleneck(torch.ones(1, 4), torch.ones(1), torch.ones(4, 1), torch.ones(4))
     with pytest.raises(SettingError, match="read text features"):
         merged(name, stack_of(Eraser(recipe("x"), modules={"a": network})))
+
+
+def test_fused_is_given_every_position_of_every_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Tensor] = []
+
+    def fuse(adapters: list[object], rows: list[Tensor], *rest: object) -> dict[str, WeightEdit]:
+        given.extend(rows)
+        return {SITES[0]: low(1)}
+
+    monkeypatch.setattr("lethe.erasers.merges.fused.fuse", fuse)
+    merged("fused", stack_of(adapter("ball", 1), adapter("fish", 2)), templates="object")
+    names, sentences = 2, len(TEMPLATES["object"])
+    assert [tuple(rows.shape) for rows in given] == [(names * sentences * (TOKENS - 1), WIDTH)] * 2
 
 
 def test_ties_trims_elects_and_averages() -> None:
