@@ -304,18 +304,24 @@ def named_tower(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def write_eraser(unet: nn.Module, eraser: Eraser, strength: float = 1.0, context: bool = True) -> dict[str, Tensor]:
+def write_eraser(
+    unet: nn.Module, eraser: Eraser, strength: float = 1.0, context: bool = True, gated: bool = True
+) -> dict[str, Tensor]:
     """The edited weights of the denoiser, by parameter name; `unet` itself is not changed.
 
     Load them with `unet.load_state_dict(weights, strict=False)`.
 
     Args:
         context: whether context operators are written into every site, as `(W + s D) (I + s M)`.
+        gated: whether members behind gates are to be written as well, which weights cannot hold; else the caller
+            runs them (gated.py).
 
     Raises:
         FamilyError: the eraser is for another family, or an edit does not fit its weight.
-        SettingError: an operator has a bias, which projections without one cannot hold.
+        SettingError: an operator has a bias, which projections without one cannot hold, or there are gated members.
     """
+    if gated and eraser.members:
+        raise SettingError("This eraser holds parts that open by the prompt.", "Give them to DiffusersModel as gated.")
     family, sites = unet_sites(unet)
     eraser.check_family(family)
     parameters = dict(unet.named_parameters())

@@ -50,7 +50,7 @@ class Gallery:
         """A gallery of the same world with an eraser applied: its operator to the text features, the rest to copies."""
         model = self.model
         unet, text = copy.deepcopy(model.unet), copy.deepcopy(model.text_model)
-        unet.load_state_dict(write_eraser(unet, eraser, strength, context=False), strict=False)
+        unet.load_state_dict(write_eraser(unet, eraser, strength, context=False, gated=False), strict=False)
         attach_modules(unet, eraser, strength)
         edited = write_text_edits(text, model.family.stream, eraser, strength)
         named_tower(text).load_state_dict(edited, strict=False)

@@ -84,8 +84,10 @@ def owners_of(rows: Sequence[Tensor]) -> Tensor:
 
 def own_every(owners: Tensor) -> bool:
     """Whether owners as read from a file are whole numbers from 0 on, with none left out."""
+    if owners.dtype != torch.int64 or owners.ndim != 1 or not len(owners):
+        return False
     found = owners.unique()
-    return owners.dtype == torch.int64 and owners.ndim == 1 and torch.equal(found, torch.arange(max(1, len(found))))
+    return torch.equal(found, torch.arange(len(found)))
 
 
 def start_of(prompts: Sequence[EncodedPrompt]) -> Tensor:

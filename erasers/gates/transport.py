@@ -40,7 +40,7 @@ class Transport:
 
     Attributes:
         keys: features of the phrases, `[m, tokens, d]`.
-        empty: those of the empty prompt, `[tokens, d]`.
+        base: the cosine of the empty prompt's to each, `[m]`.
         ids: the phrases' own tokens, in every spelling, `[k, l]` int64, filled up with -1.
         threshold: gamma from which on it opens.
     """
@@ -49,13 +49,13 @@ class Transport:
     reads_tokens: ClassVar[bool] = True
 
     keys: Tensor
-    empty: Tensor
+    base: Tensor
     ids: Tensor
     threshold: float
 
     @property
     def width(self) -> int:
-        return self.empty.shape[1]
+        return self.keys.shape[2]
 
     def openness(self, states: Tensor, ids: Sequence[int] = ()) -> float:
         return ramp(max(self.likeness(states), self.share(ids)), self.threshold)
@@ -65,13 +65,12 @@ class Transport:
 
         0 for features of another length, of which no chunks can be made.
         """
-        length = self.empty.shape[0]
-        if len(states) % length:
+        keys = self.keys.flatten(1)
+        if len(states) % self.keys.shape[1]:
             return 0.0
-        keys, own = self.keys.flatten(1), states.float().cpu().view(-1, length * self.width)
-        base = functional.cosine_similarity(self.empty.flatten()[None], keys)
+        own = states.float().cpu().reshape(-1, keys.shape[1])
         found = functional.cosine_similarity(own[:, None], keys[None], dim=2)
-        return float(((found - base) / (1 - base).clamp(min=1e-6)).max())
+        return float(((found - self.base) / (1 - self.base).clamp(min=1e-6)).max())
 
     def share(self, ids: Sequence[int]) -> float:
         """The largest share of a phrase's tokens that stand in the prompt."""
@@ -80,7 +79,7 @@ class Transport:
         return max(len(said & own) / len(own) for own in phrases)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"keys": self.keys, "empty": self.empty, "ids": self.ids}
+        return {"keys": self.keys, "base": self.base, "ids": self.ids}
 
 
 class Kind:
@@ -96,10 +95,10 @@ class Kind:
         return [_gate(task, names, empty, _content(article), threshold) for names in groups]
 
     def load(self, tensors: Mapping[str, Tensor], threshold: float) -> Gate:
-        keys, empty, ids = (tensors.get(name) for name in ("keys", "empty", "ids"))
-        if keys is None or empty is None or ids is None or not _fits(keys, empty, ids):
+        keys, base, ids = (tensors.get(name) for name in ("keys", "base", "ids"))
+        if keys is None or base is None or ids is None or not _fits(keys, base, ids):
             raise NumericsError("A transport gate's tensors do not fit together.", "Make the eraser again.")
-        return Transport(keys, empty, ids, threshold)
+        return Transport(keys, base, ids, threshold)
 
 
 GATE = Kind()
@@ -116,7 +115,9 @@ def _gate(
         raise ConceptError("A concept's name has no tokens, so that no gate can read it.", "Write it in words.")
     longest, length = max(map(len, own)), min(len(prompt.states) for prompt in (empty, *phrases))
     ids = torch.tensor([[*row, *[_NONE] * (longest - len(row))] for row in own])
-    return Transport(torch.stack([phrase.states[:length] for phrase in phrases]), empty.states[:length], ids, threshold)
+    keys = torch.stack([phrase.states[:length] for phrase in phrases])
+    base = functional.cosine_similarity(empty.states[:length].flatten()[None], keys.flatten(1))
+    return Transport(keys, base, ids, threshold)
 
 
 def _content(prompt: EncodedPrompt) -> tuple[int, ...]:
@@ -124,6 +125,6 @@ def _content(prompt: EncodedPrompt) -> tuple[int, ...]:
     return tuple(number for number in prompt.ids[prompt.start : prompt.last + 1] if number != _NONE)
 
 
-def _fits(keys: Tensor, empty: Tensor, ids: Tensor) -> bool:
-    shapes = keys.ndim == 3 and keys.shape[1:] == empty.shape and ids.ndim == 2 and len(ids) > 0 and len(keys) > 0
+def _fits(keys: Tensor, base: Tensor, ids: Tensor) -> bool:
+    shapes = keys.ndim == 3 and keys.numel() > 0 and base.shape == keys.shape[:1] and ids.ndim == 2 and len(ids) > 0
     return shapes and ids.dtype == torch.int64 and bool((ids != _NONE).any(1).all())

@@ -93,7 +93,8 @@ def _member(path: Path, tensors: dict[str, Tensor], number: int, described: obje
     if kind not in gates() or not 0 <= threshold <= 1:
         raise EraserFileError(f"'{path}' has a gate '{kind}' of threshold {threshold}.", "Update Lethe.")
     own = _taken(tensors, f"{MEMBERS}.{number}.")
-    keys = _taken(own, f"{GATE}.")
+    given = _taken(own, f"{GATE}.")
+    keys = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in given.items()}
     for name, tensor in keys.items():
         if tensor.is_floating_point() == (name in _INTEGERS) or not bool(torch.isfinite(tensor).all()):
             raise _broken(path, f"{MEMBERS}.{number}.{GATE}.{name}")

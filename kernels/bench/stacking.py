@@ -87,14 +87,14 @@ def _look(unet: Any, size: int, device: torch.device, dtype: torch.dtype) -> Loo
 
 def _members(layers: dict[str, nn.Module], width: int, count: int) -> GatedParts:
     """Rank-1 erasers on every layer, each behind a gate as SPM has it."""
-    empty, members = torch.randn(_TOKENS, width), []
+    members = []
     for number in range(count):
         adapters = {}
         for name, layer in layers.items():
             assert isinstance(layer, nn.Linear)
             down, up = torch.randn(1, layer.in_features), 1e-3 * torch.randn(layer.out_features, 1)
             adapters[f"{name}.weight"] = WeightEdit(down=down, up=up)
-        gate = Transport(torch.randn(1, _TOKENS, width), empty, torch.tensor([[number]]), 0.5)
+        gate = Transport(torch.randn(1, _TOKENS, width), torch.tensor([0.5]), torch.tensor([[number]]), 0.5)
         members.append((Member(gate, Eraser(Recipe("random", {}, (), (), "", ""), adapters=adapters)), 1.0))
     return GatedParts(members)
 

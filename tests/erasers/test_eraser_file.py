@@ -186,7 +186,7 @@ GATED = Eraser(
             Eraser(RECIPE, adapters=EDITS),
         ),
         Member(
-            Transport(torch.randn(1, 3, 5), torch.randn(3, 5), torch.tensor([[7, -1]]), 0.5),
+            Transport(torch.randn(1, 3, 5), torch.tensor([0.5]), torch.tensor([[7, -1]]), 0.5),
             Eraser(RECIPE, {"a": LOW_RANK}),
         ),
     ),

@@ -70,7 +70,7 @@ def _own(base: Base, folder: Path) -> bytes:
     gates = (
         Contribution(torch.randn(2, 768), torch.tensor([0, 1]), torch.tensor([1]), 0.5),
         Discriminant(torch.randn(768), torch.randn(1, 768), torch.tensor([0]), torch.tensor([1]), 0.5),
-        Transport(torch.randn(1, 3, 768), torch.randn(3, 768), torch.tensor([[7, -1]]), 0.5),
+        Transport(torch.randn(1, 3, 768), torch.tensor([0.5]), torch.tensor([[7, -1]]), 0.5),
     )
     members = tuple(Member(gate, Eraser(recipe, adapters=edits)) for gate in gates)
     save_eraser(Eraser(recipe, context, edits, sparse, members=members), folder / "own.safetensors")
