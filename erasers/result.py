@@ -267,6 +267,7 @@ class Eraser:
         training: what training needs to go on from here, by name; empty for a finished eraser.
         members: erasers that act on a prompt as far as their gates open; in none of them is a text-encoder part, which
             would act before any gate is asked, nor another member.
+        figures: what evaluations and attacks of it measured, by name: a value and its 95 % interval.
     """
 
     recipe: Recipe
@@ -276,6 +277,7 @@ class Eraser:
     modules: Mapping[str, Bottleneck] = field(default_factory=dict)
     training: Mapping[str, Tensor] = field(default_factory=dict)
     members: tuple[Member, ...] = ()
+    figures: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if any(member.eraser.text_encoder or member.eraser.members for member in self.members):

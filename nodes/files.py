@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from comfy_api.latest import io
 
 from ..erasers.errors import EraserFileError, SettingError
 from ..erasers.exchange.layout import WritableLayout
+from ..erasers.measure.report import Report, figures_of
 from ..erasers.registry import layouts
 from ..erasers.result import Eraser
 from ..erasers.store.eraser_file import load_eraser, save_eraser
 from .host.exchange import FULL_MODEL, checkpoint_path, export, lora_path, save_export, save_full_model
 from .host.runtime import LOG, eraser_names, eraser_path
-from .sockets import EraserSocket
+from .sockets import EraserSocket, ReportSocket
 
 _ERASER = "eraser"
 
@@ -74,6 +76,12 @@ class LetheSave(io.ComfyNode):
                     tooltip="For LoRAs only where the eraser edits the text encoder; goes into a full model.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="Goes into a full model, which is a checkpoint with it."),
+                ReportSocket.Input(
+                    "report",
+                    optional=True,
+                    tooltip="What 'Evaluate' or 'Red-Team' measured of this eraser: its figures go into the file, in "
+                    "the layout eraser, for whoever gets it.",
+                ),
                 _layout_input(),
             ],
             outputs=[
@@ -97,9 +105,12 @@ class LetheSave(io.ComfyNode):
         model: ModelPatcher | None = None,
         clip: Any = None,
         vae: Any = None,
+        report: tuple[Report, ...] | None = None,
         layout: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
         given = layout or {"layout": _ERASER}
+        if report:
+            eraser = replace(eraser, figures={**eraser.figures, **figures_of(report, eraser.recipe.names)})
         chosen = given["layout"]
         if chosen == _ERASER:
             save_eraser(eraser, _free(eraser_path(name), overwrite))

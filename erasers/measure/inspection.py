@@ -32,6 +32,7 @@ def describe(eraser: Eraser) -> str:
         f"Seed: {recipe.seed}",
         f"Versions: {_pairs(recipe.versions) or 'not said'}",
         f"Size: {_size(eraser.tensors().values())}",
+        f"Figures: {'; '.join(map(_figure, eraser.figures.items())) or 'none kept with it'}",
         "",
         *_parts(eraser),
     ]
@@ -65,6 +66,11 @@ def describe_file(path: Path) -> str:
         ]
         rest = len(file.tensors) - _SHOWN
         return "\n".join([*lines, *([f"and {rest} more"] if rest > 0 else [])])
+
+
+def _figure(figure: tuple[str, tuple[float, float, float]]) -> str:
+    name, (value, low, high) = figure
+    return f"{_short(name)} {value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _told(file: TensorFile) -> list[str]:

@@ -114,6 +114,32 @@ def _scores(found: Evaluation) -> dict[str, float | None]:
     return {name: None if value is None or math.isnan(value) else value for name, value in scores.items()}
 
 
+def figures_of(reports: Sequence[Report], names: Sequence[str]) -> dict[str, tuple[float, float, float]]:
+    """What reports measured of an eraser, for its file: a value and its interval by name.
+
+    Args:
+        names: what the eraser erases.
+
+    Raises:
+        ReportError: a report is about another concept.
+    """
+    known, found = {name.lower() for name in names}, dict[str, tuple[float, float, float]]()
+    for report in reports:
+        others = [concept for concept in report.concepts if concept.lower() not in known]
+        if others:
+            raise ReportError(
+                f"A report is about '{others[0]}', which this eraser does not erase.",
+                "Connect a report of this eraser.",
+            )
+        by = f"{report.made_with['attack']}, " if report.kind == ATTACK else ""
+        wanted = ("pre-ASR", "ASR") if report.kind == ATTACK else ("erased", "kept", "leaked")
+        for name in wanted:
+            figure = report.figures.get(name)
+            if figure is not None and not math.isnan(figure.value):
+                found[f"{by}{name}"] = (figure.value, figure.low, figure.high)
+    return found
+
+
 def attack_report(
     siege: Siege,
     attack: str,

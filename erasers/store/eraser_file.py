@@ -10,6 +10,7 @@ not know instead of loading half of it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -32,7 +33,7 @@ PARTS: dict[str, type[ContextOperator] | type[WeightEdit] | type[Bottleneck]] = 
     "text_encoder": WeightEdit,
     "modules": Bottleneck,
 }
-TRAINING, MEMBERS, GATE = "training", "members", "gate"
+TRAINING, MEMBERS, GATE, FIGURES = "training", "members", "gate", "figures"
 _INTEGERS = {"indices", "ids", "owners", "start"}
 """Tensors of places and of numbers of tokens; all others are real numbers."""
 
@@ -46,6 +47,8 @@ def save_eraser(eraser: Eraser, path: Path) -> None:
     named = eraser.tensors() | {f"{TRAINING}.{name}": tensor for name, tensor in eraser.training.items()}
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}
     header = {"format": FORMAT, "format_version": str(VERSION), "recipe": json.dumps(asdict(eraser.recipe))}
+    if eraser.figures:
+        header[FIGURES] = json.dumps({name: [_number(part) for part in own] for name, own in eraser.figures.items()})
     if eraser.members:
         header[MEMBERS] = json.dumps([_described(member) for member in eraser.members])
     write_bytes(path, save(tensors, metadata=header))
@@ -68,15 +71,33 @@ def load_eraser(path: Path) -> Eraser:
             f"'{path}' cannot be read as a safetensors file: {error}.", "It may be cut short or renamed; copy it again."
         ) from error
     content = _json(path, "recipe", header.get("recipe", ""), dict)
+    figures = _figures(path, _json(path, FIGURES, header.get(FIGURES, "{}"), dict))
     described = _json(path, MEMBERS, header.get(MEMBERS, "[]"), list)
     try:
         members = tuple(_member(path, tensors, number, entry) for number, entry in enumerate(described))
         training = _taken(tensors, f"{TRAINING}.")
-        return Eraser(_recipe(path, content), **_parts(path, tensors), training=training, members=members)
+        parts = _parts(path, tensors)
+        return Eraser(_recipe(path, content), **parts, training=training, members=members, figures=figures)
     except EraserFileError:
         raise
     except LetheError as error:
         raise EraserFileError(f"'{path}' holds a broken edit: {error.problem}", "Make the eraser again.") from error
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON has it: None for what was not measured."""
+    return value if math.isfinite(value) else None
+
+
+def _figures(path: Path, content: dict[str, object]) -> dict[str, tuple[float, float, float]]:
+    found = {}
+    for name, own in content.items():
+        parts = own if isinstance(own, list) else []
+        if len(parts) != 3 or not all(part is None or type(part) in (int, float) for part in parts):
+            raise _broken(path, f"{FIGURES}.{name[:40]}")
+        value, low, high = (math.nan if part is None else float(part) for part in parts)
+        found[name] = (value, low, high)
+    return found
 
 
 def _described(member: Member) -> dict[str, Any]:

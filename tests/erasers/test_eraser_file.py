@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,6 +198,18 @@ GATED = Eraser(
 def _members(path: Path) -> list[dict]:
     with safe_open(path, framework="pt") as file:
         return json.loads(file.metadata()["members"])
+
+
+def test_figures_come_back_and_broken_ones_are_refused(saved: Path) -> None:
+    eraser = replace(load_eraser(saved), figures={"kept": (0.95, 0.9, 0.98), "p4d, ASR": (0.5, math.nan, math.nan)})
+    save_eraser(eraser, saved)
+    found = load_eraser(saved).figures
+    assert found["kept"] == (0.95, 0.9, 0.98)
+    assert found["p4d, ASR"][0] == 0.5
+    assert math.isnan(found["p4d, ASR"][1])
+    for broken in ("[]", '{"a": 1}', '{"a": [1, 2]}', '{"a": [1, 2, "3"]}', '{"a": [true, 1, 1]}', "{"):
+        with pytest.raises(EraserFileError, match="figures"):
+            load_eraser(_rewrite(saved, {"figures": broken}))
 
 
 def test_erasers_behind_gates_come_back(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from foreign_files import SITES, full_text, merged, thin_edit, tiny_base
-from lethe.erasers.errors import EraserFileError, FamilyError, SettingError
+from lethe.erasers.errors import EraserFileError, FamilyError, ReportError, SettingError
 from lethe.erasers.exchange.base import ADAPTERS, TEXT
 from lethe.erasers.exchange.reading import import_eraser
+from lethe.erasers.measure.intervals import Interval
+from lethe.erasers.measure.report import EVALUATION, Report
 from lethe.erasers.result import Bottleneck, ContextOperator, Eraser, WeightEdit
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -299,3 +301,20 @@ def test_graphs_from_before_the_new_inputs_still_run(client: Any) -> None:
         "loras/new.safetensors"
         in client.object_info("LetheImport")["LetheImport"]["input"]["required"]["file"][1]["options"]
     )
+
+
+def test_what_was_measured_of_an_eraser_goes_into_its_file(demo, erased) -> None:  # type: ignore[no-untyped-def]
+    from lethe.nodes.files import LetheLoad
+
+    figure = Interval(0.9, 0.8, 0.95, 40)
+    report = Report(EVALUATION, "uce", ("ball",), {"erased": figure, "kept": figure})
+    assert _save(demo, erased[2], "eraser", name="measured", report=(report,))[0].figures["kept"] == (
+        0.9,
+        0.8,
+        0.95,
+    )
+    assert LetheLoad.execute("measured").result[0].figures == {"erased": (0.9, 0.8, 0.95), "kept": (0.9, 0.8, 0.95)}
+    with pytest.raises(ReportError, match="fish"):
+        _save(demo, erased[2], "eraser", name="other", report=(replace(report, concepts=("fish",)),))
+    with pytest.raises(EraserFileError):
+        LetheLoad.execute("other")
