@@ -202,6 +202,25 @@ def test_training_and_attacks_see_gated_erasers_through_their_features(demo, ope
         assert apart(looks[0][0], looks[1][0]) > 1e-3
 
 
+def test_gates_act_on_a_model_that_is_only_partly_loaded(demo, adapters) -> None:  # type: ignore[no-untyped-def]
+    import comfy.model_management
+    from lethe.nodes.host.model import HostModel
+
+    host = HostModel(*applied(demo, merged(demo, adapters, "gated", gate="discriminant")))
+    with torch.inference_mode(False), torch.no_grad():
+        context = host.tower().run([BALL, KEPT])[0]
+        x, sigma = torch.randn(2, *host.latent_shape()), torch.full((2,), 3.0)
+        with host.ready():
+            whole = host.predict(x, sigma, context)
+        comfy.model_management.unload_all_models()
+        host.patcher.patch_model(torch.device("cpu"), lowvram_model_memory=64)
+        streamed = [m for m in host.patcher.model.modules() if getattr(m, "comfy_cast_weights", False)]
+        found = host.predict(x, sigma, context)
+        host.patcher.unpatch_model(torch.device("cpu"))
+    assert streamed
+    assert apart(found, whole) < 1e-5
+
+
 def test_small_networks_and_whole_differences_behind_gates(demo) -> None:  # type: ignore[no-untyped-def]
     from lethe.nodes.host.sites import model_sites
 
