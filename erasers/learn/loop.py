@@ -87,7 +87,7 @@ class Job:
         seed: of everything random.
         resumed: an eraser to go on from, or None.
         keep_state: whether the eraser carries what a later run needs to go on.
-        reduce: averages losses and gradients over processes, in place; None for one process.
+        reduce: averages losses, gradients and what blocks remember over processes, in place; None for one process.
         process: number of this process among them.
         pulse: is called before each prediction; may raise `Stopped`, or whatever else ends the run.
         checkpoint, bf16: see `Model.ready`.
@@ -196,7 +196,21 @@ class _Loop:
             values = self._averaged(values)
             if math.isfinite(sum(values.values())):
                 self._apply(self._gradients(terms, penalties))
+        self._share_memory()
         return values
+
+    def _share_memory(self) -> None:
+        """What blocks carry from step to step, an adversary's tensors for instance, averaged over all processes.
+
+        Blocks name what they carry alike in every process, and step together.
+        """
+        if self.job.reduce is None:
+            return
+        memory, device = self.run.memory, self.run.model.device()
+        for name in sorted(name for name, tensor in memory.items() if tensor.is_floating_point()):
+            own = memory[name].detach().to(device, copy=True)
+            self.job.reduce([own])
+            memory[name] = own.to(memory[name].device)
 
     def _averaged(self, values: dict[str, float]) -> dict[str, float]:
         """The same losses in every process, so that all of them end together."""

@@ -217,6 +217,38 @@ def test_gradients_can_be_averaged_over_processes() -> None:
     assert not any(bool(t.any()) for t in tensors_of(found).values())
 
 
+@dataclass(frozen=True)
+class Carrying:
+    """A term that carries a number and a count from step to step."""
+
+    term: Regress = field(default_factory=lambda: negative_guidance(1.0))
+    aim: str = ERASE
+    weight: float = 1.0
+
+    def asks(self) -> Sequence[Ask]:
+        return self.term.asks()
+
+    def loss(self, run: Run, moment: Moment, seen: Mapping[Ask, Tensor]) -> Tensor:
+        run.memory["carried"] = run.memory.get("carried", torch.zeros(2)) + 1
+        run.memory["count"] = torch.tensor(run.step + 1)
+        return self.term.loss(run, moment, seen)
+
+
+def test_what_blocks_carry_is_averaged_over_processes_too() -> None:
+    task = tiny_task()
+
+    def reduce(tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            tensor.mul_(0.5)
+
+    parts = {"terms": (Carrying(),), "keep_state": True}
+    alone, shared = (train(task, job(task, reduce=how, **parts)).eraser.training for how in (None, reduce))
+    assert alone["memory.carried"].tolist() == [6.0, 6.0]
+    # 1/2 of one more at each of six steps.
+    assert shared["memory.carried"].tolist() == pytest.approx([1 - 0.5**6] * 2)
+    assert int(alone["memory.count"]) == int(shared["memory.count"]) == 6
+
+
 def test_the_rate_takes_its_course() -> None:
     flat = Schedule(10, 1.0)
     assert [rate_at(step, flat) for step in (0, 9)] == [1.0, 1.0]
