@@ -19,6 +19,7 @@ from ...erasers.algebra.hooks import hooked
 from ...erasers.errors import GuardError, SettingError
 from ...erasers.gated import AtWork, GatedParts
 from ...erasers.sites import Family
+from .guarding import KEY as GUARDS
 from .reading import TOKENS
 from .sampling import READINGS
 
@@ -46,11 +47,12 @@ def _ask(parts: GatedParts) -> Callable[..., Any]:
     def wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
         found: dict[UUID, Tensor] = {}
-        for cond in (cond for conds in guider.conds.values() for cond in conds or ()):
+        for name, cond in ((name, cond) for name, conds in guider.conds.items() for cond in conds or ()):
             states = cond.get("cross_attn")
             if states is None:
                 raise GuardError("This model reads no text features, so no gate can be asked.", "Merge in mode sum.")
-            if parts.reads_tokens and READINGS not in cond:
+            # A guard's own prompts may have been encoded before there were gates: their features have to do.
+            if parts.reads_tokens and READINGS not in cond and not name.startswith(GUARDS):
                 raise GuardError(
                     "A gate of this eraser has to know the prompt's tokens.",
                     "Encode the prompts with the CLIP output of 'Apply Eraser'.",

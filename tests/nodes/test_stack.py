@@ -175,6 +175,29 @@ def test_gates_that_read_tokens_want_the_clip_that_tells_them(demo, operators) -
     assert clip is demo[1]
 
 
+@pytest.mark.parametrize("guard", ["gog", "steerers", "sld"])
+def test_gated_erasers_and_guards_go_together_in_any_order(demo, operators, guard: str) -> None:  # type: ignore[no-untyped-def]
+    from lethe.nodes.guard import LetheGuard
+
+    gated = merged(demo, operators[:1], "gated", gate="transport")
+    fish = ConceptList(lists=("demo-world",)).with_concept(Concept("fish", "heart"))
+    found = []
+    for first in ("eraser", "guard"):
+        model, clip = demo[:2]
+        for step in ("eraser", "guard") if first == "eraser" else ("guard", "eraser"):
+            with torch.inference_mode():
+                if step == "eraser":
+                    model, clip = applied((model, clip), gated, model=model)
+                else:
+                    model, clip = LetheGuard.execute(model, clip, fish, 0.5, guard={"guard": guard}).result[:2]
+        found.append([draw(model, clip, prompt) for prompt in (BALL, OTHER, KEPT)])
+    plain = [draw(*demo[:2], prompt) for prompt in (BALL, OTHER, KEPT)]
+    for drawn in found:
+        assert apart(drawn[0], plain[0]) > 0.02
+        assert apart(drawn[1], plain[1]) > 0.02
+        assert torch.equal(drawn[2], plain[2])
+
+
 def test_a_compiled_model_is_refused_where_a_gate_opens(demo, operators) -> None:  # type: ignore[no-untyped-def]
     from comfy.patcher_extension import WrappersMP
 
