@@ -22,7 +22,7 @@ UNREAD = sorted(set(tiny_models.PLANS) - set(EDITED) - set(REFUSED))
 PROMPT, OTHER = "a photo of a cat on a mat", "a tree"
 CONCEPTS = ConceptList(preserve=(OTHER,)).with_concept(Concept("cat", "dog"))
 GLUED = ("hunyuan_video",)
-"""The host's Llama tokenizer loses the blanks between words with transformers 5, so no gate finds a word among others."""
+"""The host's Llama tokenizer loses blanks between words with transformers 5: no gate finds a word among others."""
 SLOW = "flux2_klein_4b"
 """A text encoder of 28 layers, and a system of 7680 unknowns."""
 
