@@ -91,11 +91,6 @@ class Stack:
         )
 
 
-def concepts_of(eraser: Eraser) -> ConceptList:
-    """What one eraser erases, as a list."""
-    return _concepts([eraser])
-
-
 def _concepts(erasers: Iterable[Eraser]) -> ConceptList:
     found, preserve, seen = ConceptList(), dict[str, None](), set[str]()
     for eraser in erasers:

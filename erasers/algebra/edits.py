@@ -104,6 +104,13 @@ def as_edit(operator: ContextOperator) -> WeightEdit:
     return WeightEdit(**{name: tensor for name, tensor in operator.tensors().items() if name != "bias"})
 
 
+def edits_of(eraser: Eraser) -> dict[str, WeightEdit]:
+    """Every edit of an eraser, by "part owner"; operators on the text features as edits of the identity."""
+    found = {f"context {stream}": as_edit(operator) for stream, operator in eraser.context.items()}
+    found |= {f"adapters {name}": edit for name, edit in eraser.adapters.items()}
+    return found | {f"text_encoder {name}": edit for name, edit in eraser.text_encoder.items()}
+
+
 def factors(edit: WeightEdit) -> tuple[Tensor, Tensor]:
     """`down` `[r, d]` and `up` `[o, r]` of an edit: its own, or those of its singular value decomposition."""
     if edit.down is not None and edit.up is not None:

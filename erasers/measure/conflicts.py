@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..algebra.edits import as_edit, factors, read_directions, reduced
+from ..algebra.edits import edits_of, factors, read_directions, reduced
 from ..result import Eraser
 from ..stack import Stack
 
@@ -85,9 +85,7 @@ def conflict_table(stack: Stack) -> str:
 
 def _edits(eraser: Eraser) -> dict[str, tuple[Tensor, Tensor]]:
     """Factors of every edit of an eraser, by what is edited."""
-    found = {f"context {stream}": as_edit(operator) for stream, operator in eraser.context.items()}
-    found |= {**eraser.adapters, **eraser.text_encoder}
-    return {name: factors(edit) for name, edit in found.items() if edit.indices is None}
+    return {name: factors(edit) for name, edit in edits_of(eraser).items() if edit.indices is None}
 
 
 def _compared(edits: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from ..algebra.tokens import ALL
 from ..merging import Merged, asked, site_edits
 from ..result import Eraser, WeightEdit
 from ..spec import MethodSpec, Value
-from ..stack import Stack, concepts_of
+from ..stack import Stack
 from ..task import Task
 
 _FRAMES = ("{}", "photo of a {}")
@@ -50,7 +50,7 @@ class Constrained:
     def merge(self, stack: Stack, task: Task | None, settings: Mapping[str, Value]) -> Merged:
         task, erasers = asked(task, self.spec.title), stack.active()
         adapters = [site_edits(eraser, task, self.spec.title) for eraser in erasers]
-        rows = [_rows(concepts_of(eraser).names, task) for eraser in erasers]
+        rows = [_rows(eraser.recipe.names, task) for eraser in erasers]
         gram = hold(task, ALL).tokens.gram.double()
         ridge = float(settings["lam"]) * float(gram.diagonal().mean())
         found = constrain(adapters, rows, gram + ridge * torch.eye(len(gram), dtype=gram.dtype), ridge)

@@ -20,7 +20,7 @@ from ..algebra.tokens import ALL
 from ..merging import Merged, asked, site_edits
 from ..result import Eraser
 from ..spec import MethodSpec, Parameter, Value
-from ..stack import Stack, concepts_of
+from ..stack import Stack
 from ..task import Task
 
 
@@ -52,7 +52,7 @@ class Fused:
         task, erasers = asked(task, self.spec.title), stack.active()
         adapters = [site_edits(eraser, task, self.spec.title) for eraser in erasers]
         frames = TEMPLATES[str(settings["templates"])]
-        names = [concepts_of(eraser).names for eraser in erasers]
+        names = [eraser.recipe.names for eraser in erasers]
         rows = []
         for own in names:
             prompts = task.encode([frame.format(name) for name in own for frame in frames])

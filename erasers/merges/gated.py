@@ -16,7 +16,7 @@ from ..merging import Merged, asked
 from ..registry import gates
 from ..result import Eraser, Member, WeightEdit
 from ..spec import MethodSpec, Parameter, Value
-from ..stack import Stack, concepts_of
+from ..stack import Stack
 from ..task import Task
 
 
@@ -51,7 +51,7 @@ class Gated:
 
     def merge(self, stack: Stack, task: Task | None, settings: Mapping[str, Value]) -> Merged:
         task, erasers = asked(task, self.spec.title), stack.active()
-        groups = [concepts_of(eraser).names for eraser in erasers]
+        groups = [eraser.recipe.names for eraser in erasers]
         fitted = gates()[str(settings["gate"])].fit(groups, task, float(settings["threshold"]))
         members = tuple(Member(gate, _whole(own, task)) for gate, own in zip(fitted, erasers, strict=True))
         return Merged(Eraser(stack.recipe(self.spec.name, settings), members=members))

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..algebra.edits import as_edit, factors, read_directions, reduced, summed_parts
+from ..algebra.edits import edits_of, factors, read_directions, reduced, summed_parts
 from ..errors import SettingError
 from ..merging import Merged
 from ..result import ContextOperator, Eraser, WeightEdit
@@ -56,7 +56,7 @@ class Orthogonal:
                     "taken from it.",
                     "Choose mode sum or gated.",
                 )
-            own = _edits(eraser)
+            own = edits_of(eraser)
             new = {name: _without(edit, bases.get(name)) for name, edit in own.items()}
             left.append(_size(new) / max(_size(own), 1e-30))
             for name, edit in own.items():
@@ -69,13 +69,6 @@ class Orthogonal:
 
 
 MERGE = Orthogonal()
-
-
-def _edits(eraser: Eraser) -> dict[str, WeightEdit]:
-    """Every edit of an eraser, by part and owner."""
-    found = {f"context {stream}": as_edit(operator) for stream, operator in eraser.context.items()}
-    found |= {f"adapters {name}": edit for name, edit in eraser.adapters.items()}
-    return found | {f"text_encoder {name}": edit for name, edit in eraser.text_encoder.items()}
 
 
 def _eraser(eraser: Eraser, edits: Mapping[str, WeightEdit]) -> Eraser:

@@ -88,7 +88,7 @@ def apply_to_clip(clip: Any, eraser: Eraser, strength: float) -> Any:
     """
     if strength == 0:
         return clip
-    if GatedParts([(member, strength) for member in eraser.members]).reads_tokens:
+    if any(member.gate.reads_tokens for member in eraser.members):
         parts = families()[eraser.recipe.family].stream.split("|")
         clip = ReadingClip.of(clip, TOKENS, TokenReader(tuple(token_key(part.split("+")[-1]) for part in parts)))
     if not eraser.text_encoder:

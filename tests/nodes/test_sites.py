@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from host_configs import UNET, XL
 from lethe.erasers.diffusers_host import unet_sites
 from lethe.kernels.bench.unets import UNETS
 
@@ -15,27 +16,7 @@ def test_full_size_models_are_recognised(comfy, name: str, family: str, blocks: 
     from comfy.model_patcher import ModelPatcher
     from lethe.nodes.host.sites import model_sites
 
-    layout = {
-        "image_size": 32,
-        "in_channels": 4,
-        "out_channels": 4,
-        "use_spatial_transformer": True,
-        "legacy": False,
-        "channel_mult": (1, 2, 4, 4),
-        "num_res_blocks": [2, 2, 2, 2],
-        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-        "transformer_depth_middle": 1,
-        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    }
-    if name == "SDXL":
-        layout |= {
-            "channel_mult": (1, 2, 4),
-            "num_res_blocks": [2, 2, 2],
-            "transformer_depth": [0, 0, 2, 2, 10, 10],
-            "transformer_depth_middle": 10,
-            "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-            "num_classes": "sequential",
-        }
+    layout = UNET | (XL if name == "SDXL" else {})
     config = getattr(comfy.supported_models, name)(layout | getattr(comfy.supported_models, name).unet_config)
     config.set_inference_dtype(torch.float16, None)
     cpu = torch.device("cpu")
