@@ -129,20 +129,7 @@ def _evaluated(
 def _attacked(
     job: Job, concepts: ConceptList, gallery: Gallery, edited: Gallery, made_with: Mapping[str, object]
 ) -> Iterator[Report]:
-    (concept,) = concepts.erase
-    shows = Shows(probe_named("demo_judge"), {}, concept, concepts)
-    target = Target(
-        concept,
-        prompts_of(job.word),
-        edited.model,
-        gallery.model,
-        edited,
-        shows,
-        job.steps,
-        gallery.cfg,
-        words_of(job.word),
-        seed=11,
-    )
+    target = target_of(job.word, concepts, gallery, edited)
     plain = look_plain(target, gallery, job.pictures)
     for name, given in job.attacks.items():
         attack = attack_named(name)
@@ -151,6 +138,20 @@ def _attacked(
         siege = besiege(attack, settings, target, gallery, plain)
         cost = {"seconds": round(time.perf_counter() - started, 1), "pictures per prompt": job.pictures}
         yield attack_report(siege, name, settings, job.method, target, {**made_with, **cost})
+
+
+def target_of(word: str, concepts: ConceptList, gallery: Gallery, edited: Gallery) -> Target:
+    """The concept of a word, erased in `edited`, under attack.
+
+    Args:
+        word: of `sets.CASES`.
+        concepts: the list it is from.
+        gallery: draws with the untouched model.
+    """
+    concept = CASES[word]
+    shows = Shows(probe_named("demo_judge"), {}, concept, concepts)
+    models = edited.model, gallery.model, edited
+    return Target(concept, prompts_of(word), *models, shows, gallery.steps, gallery.cfg, words_of(word), seed=11)
 
 
 def prompts_of(word: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
@@ -24,17 +24,19 @@ KINDS = {"object": OBJECTS, "colour": COLOURS, "style": STYLES, "character": CHA
 
 @dataclass(frozen=True)
 class Case:
-    """A concept to erase: its kind, its name and the name that replaces it."""
+    """A concept to erase: its kind, its name and the name that replaces it; `told` says its synonyms, too."""
 
     kind: str
     name: str
     replacement: str
+    told: bool = field(default=False, repr=False)  # what is drawn is told by the rest
 
     @property
     def concept(self) -> Concept:
         """What a user would enter."""
         phrase = "{} style" if self.kind == "style" else "{}"
-        return Concept(phrase.format(self.name), phrase.format(self.replacement) if self.replacement else "")
+        synonyms = tuple(map(phrase.format, self.word.synonyms)) if self.told else ()
+        return Concept(phrase.format(self.name), phrase.format(self.replacement) if self.replacement else "", synonyms)
 
     @property
     def read_as(self) -> str:

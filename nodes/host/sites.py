@@ -46,6 +46,8 @@ def model_sites(model: ModelPatcher) -> HostSites:
     pairs = sorted(comfy.utils.unet_to_diffusers(config).items(), reverse=True)
     known = {_PREFIX + theirs: ours for ours, theirs in pairs}
     names = {key: known.get(key, key.removeprefix(_PREFIX)) for key in state}
-    shapes = {names[key]: tuple(value.shape) for key, value in state.items()}
+    # A state dict holds quantised weights as they are packed, which is not always their shape.
+    own = dict(model.model.named_parameters())
+    shapes = {names[key]: tuple(own.get(key, value).shape) for key, value in state.items()}
     family, sites = find_sites(shapes, families().values())
     return HostSites(family, sites, shapes, {name: key for key, name in names.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import quantised
 import torch
 from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.result import Eraser
@@ -12,11 +13,12 @@ from lethe.erasers.stack import Stack
 from torch import Tensor
 
 ASKING, KEPT = "a red ball, flat style, on paper", "a large green tree"
-KINDS = {
+KINDS: dict[str, tuple[torch.dtype, torch.dtype | None] | str] = {
     "bfloat16": (torch.bfloat16, None),
     "float16 cast to float32": (torch.float16, torch.float32),
     "float8 cast to float32": (torch.float8_e4m3fn, torch.float32),
     "float8 cast to bfloat16": (torch.float8_e4m3fn, torch.bfloat16),
+    **{f"quantised to {form}": form for form in quantised.FORMATS},
 }
 
 
@@ -25,7 +27,11 @@ def narrow(comfy: Any, request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     """The demo MODEL with its weights in another precision."""
     from lethe.nodes.host import demo
 
-    kept, cast = KINDS[request.param]
+    kind = KINDS[request.param]
+    if isinstance(kind, str):
+        with torch.inference_mode():
+            return quantised.quantised(demo.demo_model(), kind)
+    kept, cast = kind
     set_dtype = demo._Config.set_inference_dtype
     monkeypatch.setattr(demo._Config, "set_inference_dtype", lambda self, *_: set_dtype(self, kept, cast))
     with torch.inference_mode():
@@ -67,7 +73,7 @@ def test_gated_erasers_act_and_leave_the_rest_bit_for_bit(demo: Any, narrow: Any
     from lethe.nodes.stack import LetheMerge
 
     clip, eraser = demo[1], fitted(demo, method)
-    before = {name: value.clone() for name, value in narrow.model.named_parameters()}
+    before = quantised.kept(narrow.model)
     with torch.inference_mode():
         stack = Stack().with_erasers([eraser], 1.0)
         gated = LetheMerge.execute(stack, demo[0], clip, {"mode": "gated"}).result[0]
@@ -79,7 +85,6 @@ def test_gated_erasers_act_and_leave_the_rest_bit_for_bit(demo: Any, narrow: Any
     plain = draw(*apply(narrow, clip, eraser), "ball", "red ball")
     moved = apart(plain, draw(narrow, clip, "ball", "red ball"))
     assert moved > 0.05
-    assert apart(found, plain) < (1e-4 if method == "uce" else 0.15)
+    assert apart(found, plain) < (1e-4 if method == "uce" else 0.25)
     draw(narrow, clip, KEPT)
-    after = dict(narrow.model.named_parameters())
-    assert all(torch.equal(value.view(torch.uint8), after[name].view(torch.uint8)) for name, value in before.items())
+    assert quantised.same_bits(before, quantised.kept(narrow.model))
