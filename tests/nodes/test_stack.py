@@ -235,6 +235,7 @@ def test_gates_act_on_a_model_that_is_only_partly_loaded(demo, adapters) -> None
         x, sigma = torch.randn(2, *host.latent_shape()), torch.full((2,), 3.0)
         with host.ready():
             whole = host.predict(x, sigma, context)
+        plain = HostModel(*demo[:2]).predict(x, sigma, context)
         comfy.model_management.unload_all_models()
         host.patcher.patch_model(torch.device("cpu"), lowvram_model_memory=64)
         streamed = [m for m in host.patcher.model.modules() if getattr(m, "comfy_cast_weights", False)]
@@ -242,6 +243,7 @@ def test_gates_act_on_a_model_that_is_only_partly_loaded(demo, adapters) -> None
         host.patcher.unpatch_model(torch.device("cpu"))
     assert streamed
     assert apart(found, whole) < 1e-5
+    assert apart(found[0], plain[0]) > 1e-3
 
 
 def test_small_networks_and_whole_differences_behind_gates(demo) -> None:  # type: ignore[no-untyped-def]
