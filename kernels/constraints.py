@@ -102,6 +102,19 @@ class AtMost:
 
 
 @dataclass(frozen=True)
+class AtLeast:
+    """A size of the call, where it is known, is not below a limit."""
+
+    size: str
+    limit: int
+    installable = False
+
+    def refusal(self, facts: Facts) -> str:
+        found = facts.sizes.get(self.size, self.limit)
+        return "" if found >= self.limit else f"takes {self.size} from {self.limit} on, not {found}"
+
+
+@dataclass(frozen=True)
 class OneOf:
     """An option of the call is one of these."""
 

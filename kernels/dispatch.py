@@ -25,15 +25,18 @@ class Backend:
         name: `eager` is the definition, in plain torch.
         load: returns the function; what it needs is imported no earlier.
         constraints: all have to hold.
+        pays: where it is worth its while; not asked when it is forced.
     """
 
     name: str
     load: Callable[[], Callable[..., Any]]
     constraints: tuple[Constraint, ...] = ()
+    pays: tuple[Constraint, ...] = ()
 
-    def failing(self, facts: Facts) -> Constraint | None:
+    def failing(self, facts: Facts, forced: bool = False) -> Constraint | None:
         """The first constraint that does not hold."""
-        return next((need for need in self.constraints if need.refusal(facts)), None)
+        needs = self.constraints if forced else (*self.constraints, *self.pays)
+        return next((need for need in needs if need.refusal(facts)), None)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Operation:
             if forced not in (None, backend.name):
                 refusals[backend.name] = f"'{forced}' is forced"
                 continue
-            failing = backend.failing(facts)
+            failing = backend.failing(facts, forced is not None)
             if failing is None:
                 return backend.load()
             refusals[backend.name] = failing.refusal(facts)

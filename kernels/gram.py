@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .constraints import Facts
+from .constraints import AtLeast, Devices, Facts
 from .dispatch import Backend, Operation
 from .errors import KernelError
 
@@ -28,9 +28,19 @@ def _eager() -> Callable[..., Any]:
 OPERATION = Operation(
     "gram",
     "weighted Gram matrices of token rows",
-    "blocks above the diagonal take two thirds of the full product's time on a CPU",
-    (Backend("blocks", _blocks), Backend("eager", _eager)),
+    "blocks above the diagonal take two thirds of the full product's time on a CPU, but not for few or narrow rows",
+    (
+        Backend("blocks", _blocks, pays=(Devices(("cpu",)), AtLeast("rows", 128), AtLeast("width", 512))),
+        Backend("eager", _eager),
+    ),
 )
+
+
+def gram_of(rows: Tensor, weights: Tensor | None = None) -> Tensor:
+    """`X^T diag(w) X` of rows `[n, d]` with weights `[n]`, ones when None: `[d, d]` float64."""
+    found = torch.zeros(rows.shape[-1], rows.shape[-1], dtype=torch.float64, device=rows.device)
+    accumulate_(found, rows, weights)
+    return found
 
 
 @torch.no_grad()
@@ -54,5 +64,5 @@ def accumulate_(gram: Tensor, rows: Tensor, weights: Tensor | None = None) -> No
             "They are [d, d] float32 or float64, [n, d] and [n].",
         )
     if rows.shape[0]:
-        facts = Facts(rows.device, frozenset({rows.dtype}), {"rows": rows.shape[0]})
+        facts = Facts(rows.device, frozenset({rows.dtype}), {"rows": rows.shape[0], "width": rows.shape[1]})
         OPERATION.choose(facts)(gram, rows, weights)

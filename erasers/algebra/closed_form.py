@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+from ...kernels.gram import accumulate_, gram_of
 from ..errors import NumericsError
 from ..result import ContextOperator
 
@@ -125,7 +126,7 @@ class RidgeSystem:
             inner = base @ c.T
             inner.diagonal().add_(1.0)
             return torch.cholesky_solve(base, cholesky(inner, lam))
-        system = c.T @ c
+        system = gram_of(c)
         if self.kept is not None:
             system += self.scale * self.kept.gram
         return solve_ridge(system, c.T, lam).T
@@ -135,9 +136,9 @@ class RidgeSystem:
         if self._blocks:
             c, move = (torch.cat(parts) for parts in zip(*self._blocks, strict=True))
             if self._folded is None:
-                self._folded = c.T @ c, move.T @ c
+                self._folded = gram_of(c), move.T @ c
             else:
-                self._folded[0].addmm_(c.T, c)
+                accumulate_(self._folded[0], c)
                 self._folded[1].addmm_(move.T, c)
             self._blocks, self._pending = [], 0
 
@@ -181,7 +182,7 @@ def solve_edit(
         # Preserved rows as rows "erased" towards themselves: one small system instead of a d x d one.
         c, g = torch.cat([c, p]), torch.cat([g, p])
         weights = torch.cat([weights, torch.ones(len(p))])
-    system = RidgeSystem(width, None if few or not len(p) else Kept(p.T @ p))
+    system = RidgeSystem(width, None if few or not len(p) else Kept(gram_of(p)))
     system.erase(c, g, weights)
     operator = system.solve(lam, solved_dtype(erase))
     if few and operator.down is not None and operator.up is not None:

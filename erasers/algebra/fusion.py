@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.gram import accumulate_, gram_of
 from ..errors import NumericsError
 from ..result import WeightEdit
 from .closed_form import Kept, cholesky, finite, solved_dtype
@@ -79,7 +80,7 @@ def fuse(
     gram = _gram(preserve, width).mul_(scale)
     own = torch.zeros_like(gram).fill_diagonal_(lam)
     for row in rows:
-        own.addmm_(row.double().T, row.double())
+        accumulate_(own, row)
     factor = cholesky(own + gram, lam)
     parts: dict[str, list[_Part]] = {}
     if refined:
@@ -112,8 +113,7 @@ def _gram(preserve: Kept | Tensor | None, width: int) -> Tensor:
             f"The embeddings to preserve have shape {tuple(held.shape)}.", f"They have to be [m, {width}]."
         )
     finite(preserve=held)
-    held = held.double()
-    return held.clone() if isinstance(preserve, Kept) else held.T @ held
+    return held.double().clone() if isinstance(preserve, Kept) else gram_of(held)
 
 
 def _part(site: str, edit: WeightEdit, width: int) -> _Part:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.gram import accumulate_, gram_of
 from ..concepts import preserve_list
 from ..store.preserve_cache import Preserved
 from ..task import Task
@@ -69,10 +70,10 @@ def _measure(task: Task, rule: str, prompts: list[str]) -> Preserved:
     gram = torch.zeros(task.family.width, task.family.width, dtype=torch.float64)
     last, pooled = [], []
     for start in range(0, len(prompts), _BATCH):
-        for prompt in task.encode(prompts[start : start + _BATCH]):
-            finite(preserve=prompt.states)
-            rows = select_rows(rule if prompt.text else "all", [prompt]).double()
-            gram += rows.T @ rows
+        batch = task.encode(prompts[start : start + _BATCH])
+        finite(preserve=torch.cat([prompt.states for prompt in batch]))
+        accumulate_(gram, torch.cat([select_rows(rule if prompt.text else "all", [prompt]) for prompt in batch]))
+        for prompt in batch:
             last.append(select_rows(LAST, [prompt])[0].float())
             if prompt.pooled is not None:
                 pooled.append(prompt.pooled.float())
@@ -80,5 +81,4 @@ def _measure(task: Task, rule: str, prompts: list[str]) -> Preserved:
 
 
 def _pooled_gram(entry: Preserved) -> Tensor:
-    rows = entry.pooled.double()
-    return rows.T @ rows
+    return gram_of(entry.pooled)

@@ -18,6 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ...kernels.gram import accumulate_, gram_of
 from ..errors import NumericsError
 from .closed_form import cholesky, solve_ridge
 
@@ -117,7 +118,7 @@ def null_space(root: Tensor, tau: float) -> NullSpace:
     """
     rows, width = root.shape
     few = rows < width
-    values, vectors = torch.linalg.eigh(root @ root.T if few else root.T @ root)
+    values, vectors = torch.linalg.eigh(gram_of(root.T if few else root))
     rounding = width * torch.finfo(root.dtype).eps * values[-1:].clamp(min=0)
     above = (values >= tau) & (values > rounding)
     basis = vectors[:, above]
@@ -170,10 +171,10 @@ def quiet_direction(weights: Sequence[Tensor], draw: Tensor | None) -> Tensor:
     if sum(len(weight) for weight in weights) >= weights[0].shape[1]:
         gram = torch.zeros(weights[0].shape[1], weights[0].shape[1], dtype=torch.float64)
         for weight in weights:
-            gram += weight.double().T @ weight.double()
+            accumulate_(gram, weight)
         return torch.linalg.eigh(gram).eigenvectors[:, 0]
     w = torch.cat([weight.double() for weight in weights])
-    outer = w @ w.T
+    outer = gram_of(w.T)
     if draw is None:
         found = w.T @ torch.linalg.eigh(outer).eigenvectors[:, 0]
     else:

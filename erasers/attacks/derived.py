@@ -25,6 +25,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ...kernels.gram import accumulate_
 from ..algebra.closed_form import solve_ridge
 from ..errors import FamilyError
 from ..painter import Cue
@@ -117,9 +118,8 @@ class Readings:
         width = next(iter(new.values())).shape[1]
         self.normal, self.cross = torch.zeros(2, width, width, dtype=torch.float64)
         for name, weight in new.items():
-            wide = weight.double()
-            self.normal += wide.T @ wide
-            self.cross += wide.T @ old[name].double()
+            accumulate_(self.normal, weight)
+            self.cross += weight.double().T @ old[name].double()
 
     def derive(self, features: Tensor, lam: float) -> Tensor:
         """Stand-ins for features `[..., d]`, of the same shape in float64.

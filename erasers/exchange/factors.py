@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.gram import gram_of
 from ..errors import SettingError
 from ..result import ContextOperator, Eraser, WeightEdit
 from ..sites import pooled_site
@@ -65,7 +66,7 @@ def factorise(matrix: Tensor, rank: int = 0) -> Factors:
     """
     wide = matrix.shape[0] <= matrix.shape[1]
     own = matrix.double() if wide else matrix.double().T
-    values, vectors = torch.linalg.eigh(own @ own.T)
+    values, vectors = torch.linalg.eigh(gram_of(own.T))
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
     total = float(values.sum())
     left = total - values.cumsum(0)

@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.gram import gram_of
 from ..algebra.closed_form import Kept, cholesky, finite, solve_ridge, solved_dtype
 from ..algebra.context import TEMPLATES
 from ..algebra.hooks import Place, Probe, gradients, hooked, shifting
@@ -197,7 +198,7 @@ def edit_layer(
     lam = float(settings["lam_c"]) * (1 - share) / 0.5
     ridge = float(settings["shrink"]) * float(moment.gram.diagonal().mean())
     if len(k) >= width:
-        dense = solve_ridge(lam * moment.gram + k.T @ k, k.T @ r, lam * ridge).T
+        dense = solve_ridge(lam * moment.gram + gram_of(k), k.T @ r, lam * ridge).T
         return WeightEdit(dense=dense.contiguous().to(dtype))
     # Woodbury: K A^-1 = (I + K C^-1 K^T)^-1 K C^-1 with C = lam (Cov + ridge I).
     base = torch.cholesky_solve(k.T, moment.factor(ridge)).T / lam
@@ -237,8 +238,7 @@ class _Moment:
 
     def _fold(self) -> None:
         if self.rows:
-            rows = torch.cat(self.rows).double()
-            self.gram, self.rows = self.gram + rows.T @ rows, []
+            self.gram, self.rows = self.gram + gram_of(torch.cat(self.rows)), []
 
 
 def _names_of(task: Task, frames: tuple[str, ...]) -> list[_Name]:

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.gram import gram_of
 from ..algebra.closed_form import finite, solved_dtype
 from ..algebra.context import TEMPLATES, no_pooled
 from ..algebra.parameters import templates
@@ -222,7 +223,7 @@ def shrink(centred: Tensor) -> Tensor:
     expected squared error of S: the rho that brings the result closest to the true covariance.
     """
     count, width = centred.shape
-    sample = centred.T @ centred / count
+    sample = gram_of(centred) / count
     middle = sample.trace() / width
     error = (centred.square().sum(1).square().sum() / count - sample.square().sum()) / count
     distance = sample.square().sum() - width * middle.square()
@@ -236,7 +237,7 @@ def _directions(centred: Tensor, cross: Tensor, settings: Mapping[str, Value]) -
     """`up` `[d, r]` and `down` `[r, d]` with r(x) = x + up @ down @ (x - mean)."""
     root = inverse = None
     if settings["kind"] == LEAST_SQUARES:
-        covariance = shrink(centred) if settings["shrinkage"] else centred.T @ centred / len(centred)
+        covariance = shrink(centred) if settings["shrinkage"] else gram_of(centred) / len(centred)
         values, vectors = torch.linalg.eigh(covariance)
         # Directions in which the samples do not vary hold nothing to erase and have no inverse.
         seen = values > values[-1] * len(values) * torch.finfo(values.dtype).eps

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from ...kernels.gram import gram_of
 from ..algebra.closed_form import Kept, RidgeSystem, finite, solved_dtype
 from ..algebra.context import TEMPLATES, Ridge, balance, concept_pairs, pooled_system
 from ..algebra.held import hold
@@ -163,10 +164,9 @@ def edit_neighbourhood(
             "They have to be [n, d], with one row or more, and [m, d].",
         )
     finite(preserve=preserve)
-    kept = preserve.double()
     scale = float(settings["preserve_scale"]) or 1.0 / prompts
     shares = torch.ones(len(erase)) if weights is None else weights
-    return _solve(_Rows(erase, target, shares, len(erase)), kept.T @ kept, scale, settings)
+    return _solve(_Rows(erase, target, shares, len(erase)), gram_of(preserve), scale, settings)
 
 
 def principal_directions(gram: Tensor, count: int) -> Tensor:
@@ -246,7 +246,7 @@ def _solve(given: _Rows, gram: Tensor, scale: float, settings: Mapping[str, Valu
     directions = principal_directions(gram, int(settings["directions"]))
     low, high = float(settings["cosine_low"]), float(settings["cosine_high"])
     outside = outsiders(rows, int(settings["preserve_samples"]), low, directions, generator)
-    system = RidgeSystem(rows.shape[1], Kept(gram + outside.T @ outside), scale)
+    system = RidgeSystem(rows.shape[1], Kept(gram + gram_of(outside)), scale)
     system.erase(given.erase, given.target, given.weights)
     count = math.ceil(int(settings["n_neighbours"]) * given.sentences / len(rows))
     if count:

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ...kernels.gram import accumulate_
 from ..algebra.closed_form import Kept, RidgeSystem, cholesky
 from ..algebra.compose import compose, matrix
 from ..algebra.context import RELATIVE, TEMPLATES, Ridge, balance, concept_pairs, fit_context
@@ -173,8 +174,7 @@ def weight_gram(weights: Mapping[str, Tensor] | Sequence[Tensor]) -> Tensor:
     rows = list(weights.values()) if isinstance(weights, Mapping) else list(weights)
     found = torch.zeros(rows[0].shape[1], rows[0].shape[1], dtype=torch.float64)
     for weight in rows:
-        wide = weight.double()
-        found += wide.T @ wide
+        accumulate_(found, weight)
     return found
 
 

@@ -19,6 +19,7 @@ from diffusers import UNet2DConditionModel
 from lethe.erasers.algebra.closed_form import Kept, RidgeSystem
 from lethe.erasers.diffusers_host import unet_sites, write_eraser
 from lethe.erasers.result import ContextOperator, Eraser, Recipe
+from lethe.kernels.gram import gram_of
 from torch import Tensor
 
 from .unets import UNETS
@@ -44,13 +45,13 @@ def run(name: str, concepts: int, preserve: int) -> None:
     loaded = _peak_gib()
     family, sites = unet_sites(unet)
     kept_rows = torch.randn(preserve, family.width)
-    kept = Kept(kept_rows.double().T @ kept_rows.double())
+    kept = Kept(gram_of(kept_rows))
     print(f"{family.title}: {len(sites)} sites in {len(sites) // 2} blocks, width {family.width}, {preserve} preserved")
     given = torch.randn(concepts, family.width), torch.randn(concepts, family.width)
     operators, seconds = {}, {}
     for count in sorted({1, 10, concepts, 10 * concepts}):
         rows = given if count == concepts else (torch.randn(count, family.width), torch.randn(count, family.width))
-        cold = _timed(lambda rows=rows: _operator(*rows, Kept(kept_rows.double().T @ kept_rows.double())))[1]
+        cold = _timed(lambda rows=rows: _operator(*rows, Kept(gram_of(kept_rows))))[1]
         warm = _timed(lambda rows=rows: _operator(*rows, Kept(kept.gram)))[1]
         operators[count], seconds[count] = _timed(lambda rows=rows: _operator(*rows, kept))
         hot = _ms(seconds[count])

@@ -64,7 +64,7 @@ def _backends(operation: Operation, facts: Facts, run: Callable[[], object]) -> 
         with forced(**{operation.name: name}):
             return run()
 
-    able = [backend.name for backend in operation.backends if backend.failing(facts) is None]
+    able = [backend.name for backend in operation.backends if backend.failing(facts, forced=True) is None]
     return {name: partial(on, name) for name in able}
 
 
@@ -96,6 +96,29 @@ def _stacked(on: Machine, compiled: bool) -> Iterator[Case]:
                 moved = on.dtype.itemsize * (rows * (width + out) + width * out + total * (width + out))
                 title = f"{model} {width} to {out}, {BATCH} x {TOKENS} tokens, {count} of rank {rank}"
                 yield Case(title, flops, moved, work, beside)
+        for count in COUNTS:
+            yield _pair(on, model, width, out, count)
+
+
+def _pair(on: Machine, model: str, width: int, out: int, count: int) -> Case:
+    """What adapters of rank 1 add to K and V, which read the same: two calls, or less of the product with A."""
+    x, key, value = _random(on, BATCH, TOKENS, width), *(_random(on, BATCH, TOKENS, out) for _ in range(2))
+    downs, ups = [_random(on, count, width) for _ in range(2)], [_random(on, out, count) for _ in range(2)]
+    both, side, fused = torch.cat(downs), torch.cat(ups), torch.cat([key, value], -1)
+    gates = torch.rand(BATCH, count).to(on.device)
+
+    def calls() -> list[Tensor]:
+        return [stacked(x, y, down, up, gates) for y, down, up in zip((key, value), downs, ups, strict=True)]
+
+    def together() -> list[Tensor]:
+        inner = ((x @ both.T).unflatten(-1, (2, count)) * gates[:, None, None]).to(x).unbind(2)
+        return [y + own @ up.T for y, own, up in zip((key, value), inner, ups, strict=True)]
+
+    work = {"two calls": calls, "A of both in one product": together}
+    beside = {"one A for both, outputs side by side": partial(stacked, x, fused, downs[0], side, gates)}
+    flops, moved = 4 * BATCH * TOKENS * count * (width + out), 4 * BATCH * TOKENS * out + 2 * count * (width + out)
+    title = f"{model} {width} to {out}, K and V, adapters alone, {count} of rank 1"
+    return Case(title, flops, on.dtype.itemsize * (moved + x.numel()), work, beside)
 
 
 def _plain(x: Tensor, weight: Tensor, down: Tensor, up: Tensor, gates: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from lethe.kernels import constraints, dispatch
 from lethe.kernels.constraints import (
     FP8,
     HALVES,
+    TRITON,
+    AtLeast,
     AtMost,
     Capability,
     Compiler,
@@ -47,12 +49,22 @@ def test_the_first_backend_that_can_runs() -> None:
     assert operation.choose(Facts(CPU.device, CPU.dtypes))() == "middle"
 
 
+def test_a_backend_that_does_not_pay_comes_only_when_forced() -> None:
+    operation = _operation(Backend("fast", lambda: lambda: "fast", pays=(AtLeast("rank", 9),)), _backend("eager"))
+    assert operation.choose(CPU)() == "fast"
+    assert operation.choose(GPU)() == "eager"
+    with forced(toy="fast"):
+        assert operation.choose(GPU)() == "fast"
+    assert operation.choose(Facts(CPU.device, CPU.dtypes))() == "fast"
+
+
 @pytest.mark.parametrize(
     ("need", "bad", "good", "reason"),
     [
         (Devices(("cuda", "xpu")), CPU, GPU, "runs on cuda or xpu, not on cpu"),
         (Dtypes(HALVES), CPU, GPU, "cannot take float32"),
         (AtMost("rank", 8), CPU, GPU, "takes rank up to 8, not 9"),
+        (AtLeast("rank", 5), GPU, CPU, "takes rank from 5 on, not 4"),
         (OneOf("read", ("sum",)), CPU, GPU, "has no read 'max'"),
     ],
 )
@@ -116,6 +128,24 @@ def test_what_could_be_installed_is_logged_once(
         _operation(_backend("fast", Devices(("cuda",))), _backend("eager")).choose(CPU)
     assert len(caplog.records) == 1
     assert "no_such_module" in caplog.text
+
+
+def test_a_gpu_without_triton_runs_eager_and_says_so_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "_TOLD", set())
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr(constraints, "_import_failure", lambda module: f"{module} cannot be imported")
+    first, later = _backend("triton", *TRITON), _backend("eager")
+    with caplog.at_level(logging.INFO, "lethe"):
+        assert _operation(first, later).choose(CPU)() == "eager"
+        assert _operation(later, first).choose(GPU)() == "eager"
+        assert not caplog.records, "nothing is lost on a CPU, or where eager comes first anyway"
+        assert [_operation(first, later).choose(GPU)() for _ in range(3)] == ["eager"] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "Kernels: triton is not used, triton cannot be imported; others take its place, maybe slower."
+    ]
 
 
 def test_functions_are_loaded_only_when_chosen() -> None:

@@ -82,6 +82,21 @@ def test_empty_stacks_and_batches(device: torch.device) -> None:
     assert stacked(x, base, down, up, gates).shape == (2, 0, 24)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.usefixtures("run")
+def test_keys_and_values_behind_one_down_are_one_call(
+    dtype: torch.dtype, device: torch.device, close: Callable[..., None]
+) -> None:
+    """A shared A, as an operator on what both read has it: outputs side by side, as one fused projection gives them."""
+    x, key, down, up, gates = _given(2, 77, 96, 5, 80, dtype, device)
+    _, value, _, above, _ = _given(2, 77, 96, 5, 33, dtype, device)
+    fused = torch.cat([key, value], -1)
+    for given in (gates, gates[:1], None):
+        found = stacked(x, fused, down, torch.cat([up, above]), given).split([80, 33], -1)
+        close(found[0], _truth(x, key, down, up, given))
+        close(found[1], _truth(x, value, down, above, given))
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.usefixtures("run")
 def test_gradients(shared: bool, device: torch.device, close: Callable[..., None]) -> None:
