@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .registry import families
-from .sites import CAPABILITIES, GUARDS, HOOK, STACKING, TRAINING, WEIGHTS, WORDS, Family
+from .guard import Guard
+from .registry import families, guards
+from .sites import CAPABILITIES, GUARDS, HOOK, NO, STACKING, TRAINING, WEIGHTS, WORDS, Family, Verdict
 
 _HEADS = {
     HOOK: "closed form, as a hook",
@@ -27,9 +28,33 @@ def capability_table() -> str:
     return "\n".join([*lines, "", *numbered, ""])
 
 
+def guards_verdict(family: Family) -> Verdict:
+    """The verdict on guards, with those that need what the family has not."""
+    verdict, lacking = family.verdict(GUARDS), dict[str, list[str]]()
+    if verdict.state == NO:
+        return verdict
+    for name, guard in sorted(guards().items()):
+        need = guard.spec.missing(family)
+        if need is not None:
+            lacking.setdefault(need.what, []).append(f"`{name}`")
+    said = [verdict.why] if verdict.why else []
+    if lacking:
+        parts = [f"those that need {what} ({', '.join(own)})" for what, own in lacking.items()]
+        said.append(f"All but {', and '.join(parts)}.")
+    if family.name != "demo" and any(is_experimental(guard) for guard in guards().values()):
+        said.append("Experimental ones were run on the demo world alone.")
+    return Verdict(verdict.state, " ".join(said))
+
+
+def is_experimental(guard: Guard) -> bool:
+    """Whether a guard says of itself that it is."""
+    return guard.needs.startswith("Experimental")
+
+
 def _row(family: Family, notes: dict[str, int]) -> str:
     cells = [family.title, ", ".join(f"{encoder.stream} {encoder.width}" for encoder in family.encoders)]
-    for verdict in map(family.verdict, CAPABILITIES):
+    for name in CAPABILITIES:
+        verdict = guards_verdict(family) if name == GUARDS else family.verdict(name)
         note = f" ({notes.setdefault(verdict.why, len(notes) + 1)})" if verdict.why else ""
         cells.append(verdict.state + note)
     return _line(cells)

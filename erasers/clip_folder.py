@@ -64,6 +64,11 @@ class FolderSight:
         return self.model.text_projection(read.pooler_output)
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has the files that a tokenizer can be read from."""
+    return any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS)
+
+
 def _load(folder: Path) -> tuple[Any, Any, Any]:
     """Model, tokenizer and image processor of a folder."""
     from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
@@ -71,7 +76,7 @@ def _load(folder: Path) -> tuple[Any, Any, Any]:
     if not (folder / "config.json").is_file():
         raise SettingError(f"There is no CLIP model in '{folder}'.", "Choose a folder with a config.json in it.")
     # transformers makes an empty tokenizer of a folder without one.
-    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
+    if not has_tokenizer(folder):
         raise _broken(folder, "it has no tokenizer")
     try:
         loaded: Any = CLIPModel.from_pretrained(

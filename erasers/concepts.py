@@ -136,6 +136,14 @@ def read_concepts(text: str, replacement: str = "") -> tuple[Concept, ...]:
     return tuple(found)
 
 
+def read_list(path: Path) -> str:
+    """The text of a list that a user wrote, in UTF-8; ConceptError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConceptError(f"'{path}' cannot be read: {error}.", "Give a text or CSV file in UTF-8.") from error
+
+
 @cache
 def preserve_lists() -> tuple[str, ...]:
     """Names of the lists that ship with the pack."""

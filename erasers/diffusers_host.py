@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .algebra.hooks import Hook, Output, hooked, states_of
+from .algebra.written import written
 from .errors import FamilyError, SettingError
 from .gated import AtWork, GatedParts
 from .learn.checkpoint import checkpointed
@@ -201,11 +202,16 @@ class DiffusersModel:
             stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))
             yield
 
-    def predict(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
-        device, dtype = self.unet.device, self.unet.dtype
-        scaled = (x / (1 + wide(sigma, x) ** 2).sqrt()).to(device, dtype)
-        said = self._see(scaled, self._time(sigma).to(device), context.to(device, dtype), self._at_work(_Said(context)))
-        return said.float().cpu()
+    def predict(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        pooled: Tensor | None = None,
+        beside: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        scaled = x / (1 + wide(sigma, x) ** 2).sqrt()
+        return self._see(scaled, self._time(sigma), context, self._at_work(_Said(context))).float().cpu()
 
     @cached_property
     def _levels(self) -> Tensor:
@@ -221,16 +227,17 @@ class DiffusersModel:
         share = (log - self._levels[low]) / (self._levels[high] - self._levels[low])
         return (low + share.clamp(0, 1)).to(torch.float32)
 
-    def _see(self, x: Tensor, time: Any, context: Tensor, at_work: AtWork | None) -> Tensor:
+    def _see(self, x: Tensor, time: Tensor, context: Tensor, at_work: AtWork | None) -> Tensor:
         """What the UNet predicts from text features as they leave the text encoder, with all erasers at work."""
-        hooks = []
+        hooks, device, dtype = [], self.unet.device, self.unet.dtype
+        context = context.to(device, dtype)
         if at_work is not None:
             context = at_work.edit(context, self.family.stream)
             hooks = at_work.hooks(self.unet.get_submodule)
         if self.operator is not None:
             context = self.operator.apply(context)
         with hooked(hooks):
-            return self.unet(x, time, context).sample
+            return self.unet(x.to(device, dtype), time.to(device), context).sample.to(x.device)
 
     def _at_work(self, said: _Said) -> AtWork | None:
         """The gated erasers that act on rows of text features; None where all gates are shut."""
@@ -268,7 +275,7 @@ class DiffusersModel:
         at_work = self._at_work(said)
         self.scheduler.set_timesteps(steps)
         for step, time in enumerate(self.scheduler.timesteps):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            with torch.autocast(self.unet.device.type, torch.bfloat16, enabled=self.autocast):
                 seen = self._see(torch.cat([x] * len(features)), time, said.states, at_work)
             *saw, unsaid = seen.float().split(len(x))
             pull = sum(weight * (noise - unsaid) for (weight, _), noise in zip(parts, saw, strict=True))
@@ -332,17 +339,12 @@ def write_eraser(
             raise SettingError("This eraser shifts the text features by a bias.", "Apply it as a context operator.")
         names = [s.name for s in sites] if stream == family.stream else [pooled_site(shapes, family)]
         operators |= dict.fromkeys(names, operator)
-    edited: dict[str, Tensor] = {}
-    for name in dict.fromkeys((*operators, *eraser.adapters)):
-        if name not in parameters:
-            raise FamilyError(f"The model has no weight '{name}'.", "Load the model that the eraser was made for.")
-        weight = parameters[name].float()
-        found = weight
+    edited = written(parameters, {n: edit for n, edit in eraser.adapters.items() if n not in operators}, strength)
+    for name, operator in operators.items():
+        found = parameters[name].float()
         if name in eraser.adapters:
             found = found + strength * eraser.adapters[name].delta(shapes[name])
-        if name in operators:
-            found = torch.addmm(found, *operators[name].factors(found), alpha=strength)
-        edited[name] = found.to(parameters[name].dtype)
+        edited[name] = torch.addmm(found, *operator.factors(found), alpha=strength).to(parameters[name].dtype)
     return edited
 
 
@@ -376,16 +378,8 @@ def write_text_edits(model: nn.Module, stream: str, eraser: Eraser, strength: fl
     Raises:
         FamilyError: the text encoder has no such weight, or an edit does not fit it.
     """
-    parameters, edited = dict(named_tower(model).named_parameters()), {}
-    for name, edit in eraser.text_encoder.items():
-        own = name.removeprefix(f"{stream}.")
-        if own == name or own not in parameters:
-            raise FamilyError(
-                f"The text encoder has no weight '{name}'.", "Load the model that the eraser was made for."
-            )
-        weight = parameters[own]
-        edited[own] = (weight.float() + strength * edit.delta(tuple(weight.shape))).to(weight.dtype)
-    return edited
+    edits = {name.removeprefix(f"{stream}."): edit for name, edit in eraser.text_encoder.items()}
+    return written(dict(named_tower(model).named_parameters()), edits, strength)
 
 
 def _token_ids(tokenizer: Any, prompts: list[str]) -> Tensor:

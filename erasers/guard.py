@@ -12,13 +12,18 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from .errors import ConceptError
+from .errors import ConceptError, FamilyError
 from .learn.space import wide
 from .model import Token
+from .nudge import Nudge
+from .sites import Family
 from .spec import MethodSpec, Value
 from .task import Task
 from .window import Window
 from .words import WordPart
+
+MIDDLE_BLOCK = r"^mid_block\.resnets\.\d+\.conv2$"
+"""Layers of a UNet whose output is added to the features of its middle block; the last of them ends it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +39,7 @@ class Look:
         memory: what the guard left here at the steps before; empty where sampling begins.
         original: denoised latents for the picture's prompt without the guard's own edit of its features, where the
             guard asks for them (`Guarding.unedited`).
+        along: the prediction that leads along a given picture's own way, `Guarding.path`; None without one.
     """
 
     x: Tensor
@@ -44,6 +50,7 @@ class Look:
     seen: Mapping[str, Tensor]
     memory: dict[str, Tensor]
     original: Tensor | None = None
+    along: Tensor | None = None
 
     def predicted(self, denoised: Tensor) -> Tensor:
         """(x - D) / sigma: the noise for models that see noise or v, the velocity for those of flow."""
@@ -142,6 +149,40 @@ class Middle:
     window: Window
 
 
+@dataclass(frozen=True, eq=False)
+class Path:
+    """A given picture that is drawn anew: sampling starts at the end of the way back from it (learn/path.py).
+
+    Attributes:
+        latents: `[n, c, h, w]`; those of a batch take turns.
+        prompt: of the guard's prompts, the one that the way back is under.
+        rounds: how often each step is solved.
+    """
+
+    latents: Tensor
+    prompt: str
+    rounds: int
+
+
+class SkipPart(Protocol):
+    """Changes what the first half of a UNet hands over to the second, by what it does for the unedited prompt.
+
+    It acts wherever the guard's text part edits, and costs one prediction more there: that of the unedited prompt.
+    """
+
+    def keep(self, skip: Tensor, width: float) -> Tensor | None:
+        """What has to be known of the unedited prompt's features `[n, c, h, w]`; None where it does not act.
+
+        Args:
+            width: channels of the features that they meet, as a share of the middle block's.
+        """
+        ...
+
+    def change(self, skip: Tensor, kept: Tensor, width: float) -> Tensor:
+        """Features `[n, c, h, w]` of the edited prompt as they shall be, by what was kept for the same rows."""
+        ...
+
+
 @dataclass(frozen=True)
 class Guarding:
     """What a guard does to a model.
@@ -160,6 +201,9 @@ class Guarding:
         middle: what it adds between the halves of a UNet, or None.
         unedited: whether the mix also needs the prediction for the prompt without the text part's edit; it then mixes
             only where there is an edit.
+        skips: how it changes what the halves of a UNet hand over where the text part edits, or None.
+        path: the picture that it draws anew, or None.
+        nudge: how it moves the latents by where the prompt's words look, or None.
     """
 
     prompts: tuple[str, ...] = ()
@@ -173,6 +217,9 @@ class Guarding:
     beside: BesidePart | None = None
     middle: Middle | None = None
     unedited: bool = False
+    skips: SkipPart | None = None
+    path: Path | None = None
+    nudge: Nudge | None = None
 
 
 class Guard(Protocol):
@@ -192,6 +239,16 @@ class Guard(Protocol):
             LetheError: the task lacks something that it needs.
         """
         ...
+
+
+def check_family(spec: MethodSpec, family: Family) -> None:
+    """FamilyError where a guard needs something that a family has not."""
+    need = spec.missing(family)
+    if need is not None:
+        raise FamilyError(
+            f"{spec.title} needs {need.what}, which {family.title} has not.",
+            "Take another guard; the README says which go with which models.",
+        )
 
 
 def guarded_names(task: Task) -> tuple[str, ...]:

@@ -6,24 +6,46 @@ denoisers, without a prefix; text encoders are named by their stream: `clip_l.te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from .errors import ConceptError
+from .errors import ConceptError, FamilyError
+from .phrases import end_of, places_of
 from .result import ContextOperator
 
 Token = int | Tensor
 """A token's id, or the vector `[d]` that stands in place of its embedding."""
+_BATCH = 32
+
+
+class Strand(tuple[Token, ...]):
+    """What one of several text encoders reads of a prompt, or of a chunk of it; every token has a row of features.
+
+    Attributes:
+        start, stop: the prompt's own tokens among them, between what the encoder and its template put around them.
+        stream: the encoder.
+    """
+
+    start: int
+    stop: int
+    stream: str
+
+    @classmethod
+    def of(cls, tokens: Sequence[Token], own: range, stream: str) -> Strand:
+        """Tokens of which `own` are the prompt's."""
+        found = cls(tokens)
+        found.start, found.stop, found.stream = own.start, own.stop, stream
+        return found
 
 
 @dataclass(frozen=True)
 class TextTower:
-    """One text encoder.
+    """One text encoder; or several as one, of which each host says what it can tell.
 
     Attributes:
         stream: its name in a family, e.g. "clip_l".
@@ -49,9 +71,11 @@ class TextTower:
         return self.encode([self.ids(prompt) for prompt in prompts])
 
     def vocabulary(self) -> Tensor:
-        """The embedding of every token, `[v, d]` float32 on the CPU."""
-        names = (name for name, _ in self.module.named_parameters() if name.endswith("token_embedding.weight"))
-        return self.weight(next(names))
+        """The embedding of every token, `[v, d]` float32 on the CPU; FamilyError where the encoder is no CLIP."""
+        names = [name for name, _ in self.module.named_parameters() if name.endswith("token_embedding.weight")]
+        if not names:
+            raise FamilyError("This model's text encoder is no CLIP.", "Choose what needs no new words.")
+        return self.weight(names[0])
 
     def content(self, prompt: str) -> list[int]:
         """Token ids of a prompt without start, end and padding."""
@@ -63,6 +87,29 @@ class TextTower:
         frame = list(self.ids(""))
         room = len(frame) - 2
         return [frame[0], *content[:room], self.end, *frame[len(content[:room]) + 2 :]]
+
+    def own(self, chunk: Sequence[Token]) -> range:
+        """Which of a padded chunk's tokens are the prompt's own."""
+        return range(chunk.start, chunk.stop) if isinstance(chunk, Strand) else range(1, end_of(chunk, self.end))
+
+    def spans(self, chunk: Sequence[Token], phrase: str) -> list[range]:
+        """Where a phrase stands among a chunk's tokens."""
+        ids = self.content(phrase)
+        return [range(place, place + len(ids)) for place in places_of(chunk, ids)] if ids else []
+
+    def spoken(self, chunks: Sequence[Sequence[Token]]) -> list[list[Token]]:
+        """A prompt's own tokens, chunk by chunk, as `content` gives them."""
+        return [list(chunk[self.own(chunk).start : self.own(chunk).stop]) for chunk in chunks]
+
+    def states(self, contents: Sequence[Sequence[Token]]) -> Iterator[Tensor]:
+        """Features `[tokens, d]` of each of some prompts, given by their own tokens."""
+        rows = [self.padded(content) for content in contents]
+        for start in range(0, len(rows), _BATCH):
+            yield from self.encode(rows[start : start + _BATCH])[0]
+
+    def features(self, contents: Sequence[Sequence[Token]]) -> Any:
+        """What a guard draws with in place of a prompt whose chunks have these own tokens: `[tokens, d]` on the CPU."""
+        return self.encode([self.padded(content) for content in contents])[0].flatten(0, 1).cpu()
 
     def position(self, prompt: str, phrase: str) -> int:
         """Position of the last token of a phrase in a prompt; of the prompt's last token for an empty phrase.
@@ -131,7 +178,7 @@ class Model(Protocol):
         ...
 
     def prediction(self) -> str:
-        """What the denoiser predicts: `learn.space.EPS`, `V` or `FLOW`."""
+        """What the denoiser predicts: `learn.space.EPS`, `V`, `FLOW`, `EDM` or `COSMOS`."""
         ...
 
     def level(self, percent: Tensor) -> Tensor:
@@ -139,7 +186,7 @@ class Model(Protocol):
         ...
 
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one latent, `(c, h, w)`, of a picture of the family's usual size."""
+        """Shape of one latent of a picture of the family's usual size: `(c, h, w)`, of a video `(c, 1, h, w)`."""
         ...
 
     def device(self) -> torch.device:
@@ -155,7 +202,14 @@ class Model(Protocol):
         """
         ...
 
-    def predict(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
+    def predict(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        pooled: Tensor | None = None,
+        beside: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """The denoiser's own prediction, with gradients where they are switched on; only inside `ready`.
 
         Erasers that the model carries take part; what acts in the guidance does not.
@@ -165,6 +219,7 @@ class Model(Protocol):
             sigma: `[n]`.
             context: `[n, tokens, d]`, as it leaves the text encoder.
             pooled: `[n, p]`, for families that read pooled features.
+            beside: what else the host gives the denoiser of the prompts, `[n, ...]` by its own names.
         """
         ...
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from .model import Token
+if TYPE_CHECKING:
+    from .model import Token
 
 
 def stands(tokens: Sequence[Token], phrase: Sequence[int], place: int) -> bool:

@@ -10,11 +10,13 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from .algebra.context import TEMPLATES
-from .concepts import Concept, ConceptList
+from .concepts import Concept, ConceptList, read_list
 from .errors import ConceptError
 
 DIRECT, SYNONYM, IMPLICIT, COMPOSITIONAL, NEAR, FAR = KINDS = (
@@ -122,6 +124,27 @@ def csv_rows(text: str, concepts: ConceptList) -> tuple[PromptRow, ...]:
             f"Name one of them {' or '.join(_COLUMNS['text'])}.",
         )
     return _completed([{f: row.get(head) or "" for f, head in columns.items()} for row in reader], concepts)
+
+
+def file_rows(path: Path, concepts: ConceptList) -> tuple[PromptRow, ...]:
+    """Rows of a CSV file, or of any other file as a text of lines.
+
+    Raises:
+        ConceptError: the file cannot be read, or holds no prompt.
+    """
+    text = read_list(path)
+    return csv_rows(text, concepts) if path.suffix.lower() == ".csv" else line_rows(text, concepts)
+
+
+def fewer(rows: Iterable[PromptRow], most: int) -> tuple[PromptRow, ...]:
+    """The first `most` rows of each kind."""
+    counted: Counter[str] = Counter()
+    found = []
+    for row in rows:
+        counted[row.kind] += 1
+        if counted[row.kind] <= most:
+            found.append(row)
+    return tuple(found)
 
 
 def seeded(rows: Iterable[PromptRow], pictures: int, seed: int) -> tuple[PromptRow, ...]:

@@ -15,6 +15,7 @@ from .spec import Value
 from .task import Task
 
 VERSION = "0.1.0"
+_SAMPLED = 24
 
 
 def recipe_of(method: str, settings: Mapping[str, Value], task: Task, seed: int = 0) -> Recipe:
@@ -31,9 +32,16 @@ def recipe_of(method: str, settings: Mapping[str, Value], task: Task, seed: int 
     )
 
 
-def versions() -> dict[str, str]:
-    """Versions of what figures depend on."""
-    return {"lethe": VERSION, "torch": metadata.version("torch")}
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what figures depend on, and of more packages that are installed."""
+    return {"lethe": VERSION, **{name: metadata.version(name) for name in ("torch", *more)}}
+
+
+def denoiser_fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """A short hash of some of a denoiser's matrices, by the names they have there."""
+    matrices = {name: value for name, value in weights.items() if value.ndim == 2}
+    chosen = sorted(matrices)[:: max(1, len(matrices) // _SAMPLED)]
+    return fingerprint((name, matrices[name][:16]) for name in chosen)
 
 
 def eraser_fingerprint(eraser: Eraser) -> str:

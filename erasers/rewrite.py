@@ -8,18 +8,16 @@ nothing helps becomes the replacement alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
 
 from .errors import ConceptError
 from .gates.discriminant import Discriminant, fit_gate
 from .model import TextTower, Token
-from .phrases import end_of, places_of, stands
+from .phrases import places_of, stands
 from .task import Task
 
-_ROUNDS, _BATCH = 4, 32
+_ROUNDS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +33,7 @@ class Wordbook:
     """What prompts may not ask for, and what they say instead.
 
     Attributes:
-        tower: the text encoder.
+        tower: the text encoders.
         gate: tells whether features ask for a concept.
         entries: one for each of the gate's names, in their order.
     """
@@ -46,9 +44,7 @@ class Wordbook:
 
     def likenesses(self, contents: Sequence[Sequence[Token]]) -> list[float]:
         """How like a concept each of some prompts is, given by their tokens without start, end and padding."""
-        rows = [self.tower.padded(content) for content in contents]
-        batches = (rows[i : i + _BATCH] for i in range(0, len(rows), _BATCH))
-        return [self.gate.likeness(states) for batch in batches for states in self.tower.encode(batch)[0]]
+        return [self.gate.likeness(states) for states in self.tower.states(contents)]
 
     def asking(self, contents: Sequence[Sequence[Token]]) -> list[bool]:
         """Which of some prompts ask for a concept; the empty one never does."""
@@ -74,8 +70,7 @@ class Wordbook:
         return bool(content) and self.likenesses([content])[0] >= self.gate.threshold
 
     def _nearest(self, content: Sequence[Token]) -> Entry:
-        states = self.tower.encode([self.tower.padded(content)])[0][0]
-        return self.entries[self.gate.nearest(states)]
+        return self.entries[self.gate.nearest(next(self.tower.states([content])))]
 
     def _exchange(self, content: Sequence[Token]) -> tuple[list[Token], bool]:
         """A prompt with replacements for names, where several begin for the longest; and whether there was any."""
@@ -87,20 +82,14 @@ class Wordbook:
             place, named = place + len(entry.name), named or bool(here)
         return found, named
 
-    def features(self, contents: Iterable[Sequence[Token]]) -> Tensor:
-        """Features of a prompt's chunks, end to end, `[tokens, d]` float32 on the CPU."""
-        states = self.tower.encode([self.tower.padded(content) for content in contents])[0]
-        return states.flatten(0, 1).cpu()
-
 
 def wordbook(task: Task, threshold: float) -> Wordbook:
     """The concepts' names and replacements, and a gate for them.
 
     Raises:
         ConceptError: there is no concept, or the text encoder reads nothing in a name.
-        FamilyError: the model has more than one text encoder.
     """
-    gate, tower, entries = fit_gate(task, threshold), task.loaded().tower(), []
+    gate, tower, entries = fit_gate(task, threshold), task.tower(), []
     for concept in task.concepts.erase:
         replacement = tower.content(concept.replacement) if concept.replacement else []
         for name in concept.names:
@@ -108,8 +97,3 @@ def wordbook(task: Task, threshold: float) -> Wordbook:
             if not entries[-1].name:
                 raise ConceptError(f"The text encoder reads nothing in '{name}'.", "Write words of its language.")
     return Wordbook(tower, gate, tuple(entries))
-
-
-def chunk_content(chunk: Sequence[Token], end: int) -> list[Token]:
-    """A padded chunk's tokens without start, end and padding."""
-    return list(chunk[1 : end_of(chunk, end)])

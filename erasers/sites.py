@@ -8,7 +8,7 @@ cross-attention; in most transformers the one embedder of the text, after which 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from .errors import FamilyError
@@ -59,6 +59,24 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class TextKeys:
+    """Where a prompt's tokens stand among what a picture's places look at, in a transformer.
+
+    Attributes:
+        joint: whether the places themselves stand behind them; else it is cross-attention to the tokens alone.
+        before: tokens of the model's own in front of them.
+        marked: whether the host names the kind of block in attentions to both, and not in those to one alone; else
+            they are told by how many they look at.
+        multiple: what the model pads the number of tokens, and that of places, to a multiple of.
+    """
+
+    joint: bool
+    before: int = 0
+    marked: bool = True
+    multiple: int = 1
+
+
+@dataclass(frozen=True)
 class Family:
     """What the pack knows about a model family.
 
@@ -79,8 +97,11 @@ class Family:
         encoders: the text encoders that feed it, pooled features included.
         lora: what other trainers' files call the first site.
         hosts: the host's classes of its models.
+        layers: which modules the kinds of layers are that training knows (learn/where.py), where they have other
+            names than a UNet's.
         can: verdicts by capability; those that are not there are `EXPECTED`.
         proven: what was run, in a few words.
+        text_keys: where a prompt's tokens stand in attention; None for UNets, and where nothing can reach them.
     """
 
     name: str
@@ -100,7 +121,30 @@ class Family:
     encoders: tuple[Encoder, ...] = (CLIP_L,)
     lora: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
+    layers: Mapping[str, str] = field(default_factory=dict)
     can: Mapping[str, Verdict] = field(default_factory=dict)
+    text_keys: TextKeys | None = None
+
+    @property
+    def is_unet(self) -> bool:
+        """Whether it is a UNet whose cross-attentions read text features as they leave the text encoder."""
+        return self.sites == UNET_SITES
+
+    @property
+    def readers(self) -> tuple[Encoder, ...]:
+        """The text encoders whose features the sites read."""
+        streams = self.stream.replace("|", "+").split("+")
+        return tuple(encoder for encoder in self.encoders if encoder.stream in streams)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its text is one CLIP encoder's features, token by token, and nothing beside them."""
+        return len(self.encoders) == 1 and self.ends and not self.pooled_stream
+
+    @property
+    def ends(self) -> bool:
+        """Whether each prompt is closed by an end token that knows all of it, in all features alike."""
+        return "|" not in self.stream and all(one.causal and one.start and one.end for one in self.readers)
 
     def verdict(self, capability: str) -> Verdict:
         """Whether the family can do something of `CAPABILITIES`."""
@@ -111,6 +155,21 @@ class Family:
         verdict = self.verdict(capability)
         if verdict.state == NO:
             raise FamilyError(f"{self.title}: {verdict.why}", "The README says what works for which models.")
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something that not every family has: what it is, as in 'needs a UNet', and whether a family has it."""
+
+    what: str
+    met: Callable[[Family], bool]
+
+
+A_UNET = Need("a UNet", lambda family: family.is_unet)
+AN_END = Need("text encoders that close a prompt with an end token, as CLIP's do", lambda family: family.ends)
+ONE_CLIP = Need("one CLIP text encoder", lambda family: len(family.readers) == 1 and family.ends)
+A_PICTURE = Need("a picture of yours to change", lambda family: True)
+"""Of every family; a node or a program has to give it."""
 
 
 @dataclass(frozen=True)

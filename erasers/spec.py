@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import SettingError
+from .sites import Family, Need
 
 Value = bool | int | float | str
 
@@ -71,6 +72,7 @@ class MethodSpec:
         summary: what it does, one sentence.
         families: names of the families it was proven on.
         parameters: its settings, in the order they are shown; new ones are appended.
+        wants: what it needs that not every family has.
     """
 
     name: str
@@ -79,6 +81,11 @@ class MethodSpec:
     summary: str
     families: tuple[str, ...]
     parameters: tuple[Parameter, ...]
+    wants: tuple[Need, ...] = ()
+
+    def missing(self, family: Family) -> Need | None:
+        """The first of what it needs that a family has not."""
+        return next((need for need in self.wants if not need.met(family)), None)
 
     def settings(self, given: Mapping[str, object]) -> dict[str, Value]:
         """Check given settings and fill in defaults.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .concepts import ConceptList
 from .errors import FamilyError
-from .model import Model
+from .model import Model, TextTower
 from .result import Eraser
 from .sight import Sight
 from .sites import Family
@@ -33,6 +33,9 @@ class EncodedPrompt:
         start: position of the first content token; `last + 1` for a prompt without content.
         parts: the prompt as each encoder gives it, where several follow one another along the tokens; `last`, `start`
             and the head of `states` are then the first one's.
+        whole: `[all tokens, d]`, the features as the denoiser gets them, where padding is left out of `states`; else
+            None.
+        beside: what else the host gives the denoiser of the prompt, masks for instance: `[1, ...]` by its own names.
     """
 
     text: str
@@ -42,6 +45,19 @@ class EncodedPrompt:
     pooled: Tensor | None = None
     start: int = 1
     parts: tuple[EncodedPrompt, ...] = ()
+    whole: Tensor | None = None
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def read(self) -> Tensor:
+        """`[all tokens, d]`, the features as the denoiser gets them."""
+        return self.states if self.whole is None else self.whole
+
+    @property
+    def size(self) -> int:
+        """Bytes of what is kept of it."""
+        tensors = (self.read, *self.beside.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def joined_parts(parts: Sequence[EncodedPrompt]) -> EncodedPrompt:
@@ -70,6 +86,7 @@ class Task:
         sight: sees what the model draws; None where no image encoder is at hand.
         pictures: latents `[n, c, h, w]` of pictures of the concept that the user gave, or None.
         regions: where in each the concept is, `[n, h, w]` in 0..1 at the latents' size, or None.
+        texts: the text encoders that the sites read, as one; None where the model has one alone (`Model.tower`).
     """
 
     concepts: ConceptList
@@ -83,12 +100,17 @@ class Task:
     sight: Sight | None = None
     pictures: Tensor | None = None
     regions: Tensor | None = None
+    texts: TextTower | None = None
 
     def loaded(self) -> Model:
         """The model; FamilyError where the task has none."""
         if self.model is None:
             raise FamilyError("This method needs the model itself.", "Give it a model, not a text encoder alone.")
         return self.model
+
+    def tower(self) -> TextTower:
+        """The text encoders that the sites read, as one; FamilyError where the task has no model."""
+        return self.loaded().tower() if self.texts is None else self.texts
 
     @property
     def held(self) -> list[str]:
@@ -98,8 +120,10 @@ class Task:
         return list(dict.fromkeys(("", *self.concepts.kept, *before)))
 
 
-def remembering(encode: Encode, room: int = 512) -> Encode:
-    """`encode` that keeps the prompts it was last asked for, up to `room` of them, and asks for others in one call."""
+def remembering(encode: Encode, room: int = 512, most: int = 4 << 30) -> Encode:
+    """`encode` that keeps the prompts it was last asked for, up to `room` of them and `most` bytes, and asks for
+    others in one call.
+    """
     known: OrderedDict[str, EncodedPrompt] = OrderedDict()
 
     def remember(prompts: list[str]) -> list[EncodedPrompt]:
@@ -107,7 +131,7 @@ def remembering(encode: Encode, room: int = 512) -> Encode:
         fresh = {prompt.text: prompt for prompt in encode(missing)} if missing else {}
         found = [fresh.get(prompt) or known[prompt] for prompt in prompts]
         known.update(fresh)
-        while len(known) > room:
+        while len(known) > room or sum(prompt.size for prompt in known.values()) > most:
             known.popitem(last=False)
         return found
 

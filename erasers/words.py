@@ -1,4 +1,4 @@
-"""Words of a prompt turned up or down in cross-attention, by name.
+"""Words of a prompt turned up or down in attention, by name.
 
 With A the attention of a picture's places to the prompt's tokens and c the weight of a token j, either
 
@@ -6,7 +6,7 @@ With A the attention of a picture's places to the prompt's tokens and c the weig
     A'   = softmax(Q K^T / sqrt(d) + log c_j)     shares are scaled and add up to 1 again
 
 The first is Prompt-to-Prompt's re-weighting (Hertz et al., ICLR 2023, arXiv 2208.01626). It equals scaling the token's
-value by c, as values are linear in the features, without a bias.
+value by c. In a UNet values are linear in the features, without a bias, so the features may be scaled before them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from .errors import ConceptError, SettingError
 from .model import TextTower, Token
-from .phrases import end_of, places_of
 from .window import Window
 
 BLOCKS = ("input", "middle", "output")
@@ -32,11 +31,12 @@ class WordPart:
     """Which words weigh what, and where.
 
     Attributes:
-        tower: the text encoder whose tokens the prompt is made of.
+        tower: the text encoders whose tokens the prompt is made of.
         words: phrases and their weights.
-        end_weight: weight of the end token and the padding, which carry a summary of the prompt in CLIP.
+        end_weight: weight of what stands behind the prompt's own tokens, the end token, padding and a template's end,
+            which carry a summary of the prompt in encoders that read from left to right.
         window: when it acts.
-        blocks: parts of a UNet that it acts in, of BLOCKS.
+        blocks: parts of a UNet that it acts in, of BLOCKS; all of them in other models.
         renormalise: whether shares add up to 1 again.
         region: where in the picture it acts, `[h, w]` in 0..1, or None for everywhere.
     """
@@ -58,20 +58,19 @@ class WordPart:
 
     def read(self, chunks: Sequence[Sequence[Token]]) -> Tensor | None:
         """The weight of each of a prompt's tokens, `[tokens]`; None where none of the words is in it."""
-        found = [self._weights(list(chunk)) for chunk in chunks]
+        found = [self._weights(chunk) for chunk in chunks]
         if all(own is None for own in found):
             return None
         return torch.cat([torch.ones(len(c)) if own is None else own for own, c in zip(found, chunks, strict=True)])
 
-    def _weights(self, chunk: list[Token]) -> Tensor | None:
+    def _weights(self, chunk: Sequence[Token]) -> Tensor | None:
         weights, found = torch.ones(len(chunk)), False
         for phrase, weight in self.words:
-            ids = self.tower.content(phrase)
-            for start in places_of(chunk, ids):
-                weights[start : start + len(ids)], found = weight, True
+            for place in self.tower.spans(chunk, phrase):
+                weights[place.start : place.stop], found = weight, True
         if not found:
             return None
-        weights[end_of(chunk, self.tower.end) :] = self.end_weight
+        weights[self.tower.own(chunk).stop :] = self.end_weight
         return weights
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
 from ..erasers.algebra.context import TEMPLATES
@@ -17,6 +16,7 @@ from ..erasers.measure.report import attack_report
 from ..erasers.registry import attack_named, attacks, probe_named
 from ..erasers.target import Target
 from .host.model import HostModel
+from .host.ordinary import ordinary
 from .host.runtime import each, embedding_path
 from .host.runtime import save_embedding as write_embedding
 from .judging import judging_inputs, pair_inputs, pair_of, recognisers
@@ -99,7 +99,7 @@ class LetheAttack(io.ComfyNode):
         settings, pair = chosen.spec.settings(given), pair_of(inputs)
         word = save_embedding.strip()
         path = embedding_path(word) if word else None
-        with torch.inference_mode(False), torch.no_grad():
+        with ordinary(pair.before, pair.clip, pair.after, pair.clip_after):
             base, painter = pair.painters()
             target = Target(
                 erased,

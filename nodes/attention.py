@@ -18,7 +18,7 @@ _SCALE, _RENORMALISE = "scale", "renormalise"
 
 
 class LetheAttention(io.ComfyNode):
-    """Reweight or mute words of the prompt in cross-attention."""
+    """Reweight or mute words of the prompt in attention."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -42,8 +42,9 @@ class LetheAttention(io.ComfyNode):
                     min=-2.0,
                     max=10.0,
                     step=0.05,
-                    tooltip="Weight of the prompt's end token and padding, -2 to 10. With CLIP they carry a summary of "
-                    "the prompt, so a muted word comes back through them: start at 0.5 to mute, 1 leaves them.",
+                    tooltip="Weight of what stands behind the prompt (end token, padding, a template's end), -2 to 10. "
+                    "With CLIP and language models it carries a summary of the prompt, so a muted word comes back "
+                    "through it: start at 0.5 to mute, 1 leaves it.",
                 ),
                 io.Float.Input(
                     "start",
@@ -65,7 +66,8 @@ class LetheAttention(io.ComfyNode):
                     "blocks",
                     options=[_ALL, *BLOCKS],
                     default=_ALL,
-                    tooltip="The part of the UNet it acts in: all of it, or its input, middle or output blocks.",
+                    tooltip="The part of a UNet it acts in: all of it, or its input, middle or output blocks. Start "
+                    "with all, which is the only one for other models.",
                 ),
                 io.Combo.Input(
                     "mode",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
 from ..erasers.concepts import ConceptList
@@ -14,9 +13,10 @@ from ..erasers.measure.chart import kinds_chart
 from ..erasers.measure.evaluation import Arm, Plan, evaluate
 from ..erasers.measure.page import markdown
 from ..erasers.measure.report import evaluation_report
-from ..erasers.prompts import PromptRow, csv_rows, line_rows, seeded, template_rows
+from ..erasers.prompts import PromptRow, fewer, file_rows, line_rows, seeded, template_rows
 from ..erasers.registry import probe_named, probes
 from ..erasers.store.album import open_album
+from .host.ordinary import ordinary
 from .host.runtime import each, evaluation_folder, list_files, list_path, list_version
 from .judging import Pair, judging_inputs, pair_inputs, pair_of, recognisers
 from .sampling_inputs import preview
@@ -95,7 +95,7 @@ class LetheEvaluate(io.ComfyNode):
         judge = probe_named(name)
         pair = pair_of(inputs)
         rows = seeded(_rows(concepts, prompts, lines, each_kind), count, pair.how.seed)
-        with torch.inference_mode(False), torch.no_grad():
+        with ordinary(pair.before, pair.clip, pair.after, pair.clip_after):
             plan = Plan(
                 concepts,
                 rows,
@@ -120,29 +120,14 @@ def _rows(concepts: ConceptList, source: str, lines: str, each_kind: int) -> tup
     if source == DEMO:
         found += tuple(row for concept in concepts.erase for row in demo_rows(concept, each_kind))
     elif source != NO_SET:
-        found += _fewer(_listed(source, concepts), each_kind)
+        found += fewer(_listed(source, concepts), each_kind)
     if not found:
         raise ConceptError("There is no prompt to evaluate.", "Write some lines, or choose a set.")
     return found
 
 
 def _listed(source: str, concepts: ConceptList) -> tuple[PromptRow, ...]:
-    if source == TEMPLATES:
-        return template_rows(concepts)
-    path = list_path(source)
-    text = path.read_text(encoding="utf-8-sig")
-    return csv_rows(text, concepts) if path.suffix.lower() == ".csv" else line_rows(text, concepts)
-
-
-def _fewer(rows: tuple[PromptRow, ...], most: int) -> tuple[PromptRow, ...]:
-    """The first `most` rows of each kind."""
-    counted: dict[str, int] = {}
-    found = []
-    for row in rows:
-        counted[row.kind] = counted.get(row.kind, 0) + 1
-        if counted[row.kind] <= most:
-            found.append(row)
-    return tuple(found)
+    return template_rows(concepts) if source == TEMPLATES else file_rows(list_path(source), concepts)
 
 
 def _arms(pair: Pair, concepts: ConceptList) -> tuple[Arm, Arm]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
@@ -12,6 +11,7 @@ from ..erasers.exchange.reading import import_eraser, split_names
 from ..erasers.measure.inspection import describe
 from ..erasers.result import Eraser
 from .host.exchange import base_of, export, importable_names, importable_path, lora_path
+from .host.ordinary import ordinary
 from .host.runtime import LOG
 from .model_inputs import model_inputs
 from .sockets import EraserSocket, LoraModel
@@ -113,7 +113,7 @@ class LetheImport(io.ComfyNode):
         cls, model: ModelPatcher, clip: Any, file: str = _NO_FILE, concepts: str = "", saved: str | None = None
     ) -> io.NodeOutput:
         path = importable_path(file) if saved is None else lora_path(saved)
-        with torch.inference_mode(False), torch.no_grad():
+        with ordinary(model, clip):
             return io.NodeOutput(import_eraser(path, base_of(model, clip, own=True), split_names(concepts)))
 
 

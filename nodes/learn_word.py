@@ -14,6 +14,7 @@ from ..erasers.errors import SettingError
 from ..erasers.learn.geometry import Grid, Marked, learn_places
 from ..erasers.learn.inversion import Fit, Lesson, first_vectors, learn_vectors, spliced
 from .host.model import HostModel
+from .host.ordinary import ordinary
 from .host.pictures import encode_pictures, fitted_regions
 from .host.runtime import each, embedding_path, save_embedding
 
@@ -128,7 +129,7 @@ class LetheLearnWord(io.ComfyNode):
     ) -> io.NodeOutput:
         path, lines = embedding_path(name.strip()), split_lines(captions) or (_MARK,)
         fit, generator = Fit(steps, learning_rate, batch), torch.Generator().manual_seed(seed)
-        with torch.inference_mode(False), torch.no_grad():
+        with ordinary(model, clip):
             host = HostModel(model, clip)
             latents = encode_pictures(host, vae, images)
             tower, sentences = host.tower(), [lines[i % len(lines)] for i in range(len(latents))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
@@ -15,6 +14,7 @@ from ..erasers.measure.summary import summarise
 from ..erasers.registry import probe_named, recipe_named, recipes
 from ..erasers.result import Eraser
 from .host.fit import task_of
+from .host.ordinary import ordinary
 from .host.patcher import HOOK, apply_to_clip, apply_to_model
 from .host.training import DISCARD, KEEP, Wish, note, train_eraser
 from .judging import recognisers
@@ -142,6 +142,18 @@ class LetheTrain(io.ComfyNode):
                     advanced=True,
                     tooltip="Compute in bfloat16 where the model itself is wider; what is trained stays in float32.",
                 ),
+                io.Int.Input(
+                    "pixels",
+                    optional=True,
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=64,
+                    force_input=True,
+                    tooltip="Width and height of the pictures it is trained on, in pixels: a multiple of 64, up to "
+                    "4096. Unconnected, or 0, it is the model's own size, such as 512 for SD 1.5, 1024 for Flux; half "
+                    "of that makes latents a quarter as large.",
+                ),
                 method_input("recipe", specs, "The published recipe to use; esd is a sane start."),
             ],
             outputs=[
@@ -178,6 +190,7 @@ class LetheTrain(io.ComfyNode):
         batch: int = 0,
         checkpointing: bool = False,
         bf16: bool = False,
+        pixels: int = 0,
         recipe: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
         name, given = chosen_method("recipe", recipe)
@@ -188,10 +201,21 @@ class LetheTrain(io.ComfyNode):
             probe = probe_named(stop_when_gone)
             seen = Shows(probe, probe.spec.settings({}), concepts.erase[0], concepts)
         wish = Wish(
-            steps, learning_rate, rank, batch, seed, look_every, on_interrupt, keep_state, checkpointing, bf16, seen
+            steps,
+            learning_rate,
+            rank,
+            batch,
+            seed,
+            look_every,
+            on_interrupt,
+            keep_state,
+            checkpointing,
+            bf16,
+            pixels,
+            seen,
         )
         trained, watcher = train_eraser(chosen, settings, model, clip, concepts, wish, vae, images, regions, resume)
-        with torch.inference_mode(False), torch.no_grad():
+        with ordinary(model, clip):
             summary = f"{note(trained)}\n{summarise(trained.eraser, task_of(model, clip, concepts))}"
         chart = curves(trained.losses, watcher.moved, chosen.spec.title)
         totals = [sum(pair) for pair in zip(*trained.losses.values(), strict=True)]

@@ -11,6 +11,9 @@ from typing import Protocol
 
 from ..errors import LetheError
 
+_STOPPED = 130
+"""What shells expect of a command that Ctrl-C ended."""
+
 
 class Command(Protocol):
     """A command.
@@ -28,7 +31,7 @@ class Command(Protocol):
         ...
 
     def run(self, arguments: argparse.Namespace) -> str:
-        """Do it, and return what is to be shown; LetheError where it cannot be done."""
+        """Do it, and return what is to be shown, "" for nothing; LetheError where it cannot be done."""
         ...
 
 
@@ -42,10 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own.set_defaults(command=command)
     parsed = parser.parse_args(arguments)
     try:
-        sys.stdout.write(f"{parsed.command.run(parsed)}\n")
+        said = parsed.command.run(parsed)
+        sys.stdout.write(f"{said}\n" if said else "")
     except LetheError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped.\n")
+        return _STOPPED
     return 0
 
 

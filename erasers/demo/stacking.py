@@ -1,16 +1,17 @@
 """Stacks of erasers in the demo world: what is erased and what is kept at 1, 5, 10 and 20 of them, in every mode.
 
 `python -m lethe.erasers.demo.stacking` fits one eraser per concept, merges the first of them in every mode, draws, has
-the judge read, and writes `tables/stacking.json`, `.md` and `.png`.
+the judge read, attacks the largest stack, and writes `tables/stacking.json`, `.md` and `.png`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from PIL import Image
 
 from ..concepts import ConceptList
 from ..measure.chart import figure_of, pixels_of
-from ..registry import merge_named, merges
+from ..measure.red_team import ATTACKED, BASE, GUARDED, PLAIN, besiege, look_plain
+from ..registry import attack_named, merge_named, merges
 from ..spec import Value
 from ..stack import Stack
 from .gallery import Gallery
+from .leaderboard import REDUCED, target_of
 from .trial import Bench, Case
 from .world import judge, weights_digest
 
@@ -40,11 +43,30 @@ CASES = tuple(
     )
 )
 """Concepts of every kind, in the order they are stacked; what replaces them is never erased."""
-SETTINGS: Mapping[str, tuple[str, Mapping[str, Value]]] = {
-    **{name: (name, {}) for name in merges() if name != "gated"},
-    "gated, transport": ("gated", {"gate": "transport"}),
-    "gated, discriminant": ("gated", {"gate": "discriminant"}),
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A mode with what it is given, whether the erasers are told the concepts' synonyms, and whether it is attacked."""
+
+    mode: str
+    given: Mapping[str, Value] = field(default_factory=dict)
+    told: bool = False
+    attacked: bool = False
+
+
+_GATED = {gate: Setting("gated", {"gate": gate}, attacked=True) for gate in ("transport", "discriminant")}
+SETTINGS: Mapping[str, Setting] = {
+    **{name: Setting(name, attacked=name in ("sum", "constrained")) for name in merges() if name != "gated"},
+    "sum, synonyms told": Setting("sum", told=True),
+    "gated, transport": _GATED["transport"],
+    "gated, transport, synonyms told": replace(_GATED["transport"], told=True),
+    "gated, discriminant": _GATED["discriminant"],
 }
+ATTACKED_WORDS = ("ball", "dotted", "zib")
+ATTACKS = ("paraphrase", "concept_arithmetic", "unlearn_diff_atk", "cce")
+"""One that sees pictures alone, one that adds up prompts, one that looks for tokens, one that learns a word."""
+OTHER_WORDS = ("synonym", "alias")
 
 
 def measure(
@@ -52,31 +74,43 @@ def measure(
     kept_pictures: int,
     method: str,
     counts: Sequence[int] = COUNTS,
-    modes: Mapping[str, tuple[str, Mapping[str, Value]]] = SETTINGS,
+    modes: Mapping[str, Setting] = SETTINGS,
+    words: Sequence[str] = ATTACKED_WORDS,
+    attacks: Sequence[str] = ATTACKS,
 ) -> list[dict[str, Any]]:
     """A row per mode and count: erased and kept, with the seconds that merging took.
+
+    The rows of the largest count say, too, how often other words bring the concepts back, and in some modes attacks.
 
     Args:
         pictures: of each erased concept; kept_pictures: of each side of what is kept.
         method: closed-form method that makes the erasers.
+        words: the concepts that are attacked, of `sets.CASES`.
     """
     gallery = Gallery(steps=10)
     keep = ConceptList(lists=("demo-world",))
     gone = Bench(gallery, judge(), pictures, 10)
     left = Bench(gallery, judge(), kept_pictures, 10)
-    erasers = [gone.fit([case], {}, keep, method) for case in CASES[: max(counts)]]
+    erasers = {
+        told: [gone.fit([replace(case, told=told)], {}, keep, method) for case in CASES[: max(counts)]]
+        for told in dict.fromkeys(setting.told for setting in modes.values())
+    }
     rows = []
     for count in counts:
         cases = CASES[:count]
-        stack, task = Stack().with_erasers(erasers[:count], 1.0), gallery.task(keep)
-        for title, (name, given) in modes.items():
-            mode = merge_named(name)
+        for title, setting in modes.items():
+            mode, stack = merge_named(setting.mode), Stack().with_erasers(erasers[setting.told][:count], 1.0)
             begun = time.monotonic()
-            with_names = replace(task, concepts=stack.concepts())
-            eraser = mode.merge(stack, with_names, mode.spec.settings(given)).eraser
+            task = replace(gallery.task(keep), concepts=stack.concepts())
+            eraser = mode.merge(stack, task, mode.spec.settings(setting.given)).eraser
             seconds = time.monotonic() - begun
-            judged = _judged(gone, left, cases, gallery.erased(eraser))
+            erased = gallery.erased(eraser)
+            judged = _judged(gone, left, cases, erased)
             rows.append({"mode": title, "count": count, "seconds": round(seconds, 2), **judged})
+            if count == max(counts):
+                rows[-1] |= _leaked(gone, cases, erased)
+                if setting.attacked:
+                    rows[-1]["attacks"] = _attacked(gallery, erased, keep, words, attacks)
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -92,6 +126,49 @@ def _judged(gone: Bench, left: Bench, cases: tuple[Case, ...], erased: Gallery) 
         "far": kept.far,
     }
     return {name: round(rate, 3) for name, rate in rates.items()}
+
+
+def _leaked(gone: Bench, cases: tuple[Case, ...], erased: Gallery) -> dict[str, float]:
+    seen = [gone.gone(case, erased) for case in cases]
+    return {name: round(sum(getattr(one, name) for one in seen) / len(seen), 3) for name in OTHER_WORDS}
+
+
+def _attacked(
+    gallery: Gallery, erased: Gallery, keep: ConceptList, words: Sequence[str], attacks: Sequence[str]
+) -> dict[str, dict[str, list[float]]]:
+    """By attack, the shares of pictures that show a word's concept: of the untouched model, then of the stack."""
+    found: dict[str, dict[str, list[float]]] = {PLAIN: {BASE: [], GUARDED: []}}
+    for word in words:
+        target = target_of(word, keep, gallery, erased)
+        plain = look_plain(target, gallery, 2)
+        for model, seen in ((BASE, plain.base), (GUARDED, plain.guarded)):
+            found[PLAIN][model].append(round(float(seen.shown.float().mean()), 3))
+        for name in attacks:
+            attack = attack_named(name)
+            siege = besiege(attack, attack.spec.settings(REDUCED.get(name, {})), target, gallery, plain)
+            own = found.setdefault(name, {BASE: [], GUARDED: []})
+            for model in (BASE, GUARDED):
+                own[model].append(round(siege.shown[model, ATTACKED].value, 3))
+    return found
+
+
+def attack_table(rows: list[dict[str, Any]]) -> str:
+    """What other words and attacks show of the concepts of the largest stack, by mode, as markdown."""
+    own, kinds = [row for row in rows if row["count"] == max(COUNTS)], (PLAIN, *ATTACKS)
+    heads = ["mode", "by name", "by a synonym", "by another word", "not attacked", *ATTACKS]
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    for row in own:
+        shares = [1 - row["erased"], *(row[name] for name in OTHER_WORDS)]
+        shares += [statistics.mean(row["attacks"][name][GUARDED]) for name in kinds if "attacks" in row]
+        cells = [f"{share:.2f}" for share in shares]
+        lines.append(_line([row["mode"], *cells, *[""] * (len(heads) - 1 - len(cells))]))
+    attacked = [row["attacks"] for row in own if "attacks" in row]
+    before = [statistics.mean(share for found in attacked for share in found[name][BASE]) for name in kinds]
+    return "\n".join([*lines, _line(["untouched model", "", "", "", *(f"{share:.2f}" for share in before)])])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -139,7 +216,8 @@ def main() -> None:
     rows = measure(options.pictures, options.kept, options.method)
     whole = {"weights": weights_digest(), "method": options.method, "pictures": options.pictures, "rows": rows}
     (options.out / "stacking.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    (options.out / "stacking.md").write_text(table(rows) + "\n", encoding="utf-8")
+    tables = f"{table(rows)}\n\n{attack_table(rows)}\n"
+    (options.out / "stacking.md").write_text(tables, encoding="utf-8")
     pixels = (chart(rows)[0] * 255).byte().numpy()
     Image.fromarray(pixels).save(options.out / "stacking.png")
 

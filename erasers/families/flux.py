@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..sites import CLIP_L, Encoder, Family
-from ..verdicts import IN_PLACE
+from ..layers import TWO_STREAMS
+from ..sites import CLIP_L, Encoder, Family, TextKeys
+from ..verdicts import EMBEDDED
 
 FAMILY = Family(
     name="flux",
@@ -12,7 +13,7 @@ FAMILY = Family(
     width=4096,
     blocks=57,
     pixels=1024,
-    proven="facts and names of weights at full size; closed-form edits on a reduced model of the host's own class",
+    proven="facts and names of weights at full size; edits and adapters on a reduced model of the host's own class",
     sites=r"^txt_in\.weight$",
     mark=r"^vector_in\.in_layer\.weight$",
     foreign=r"^(?:distilled_guidance_layer|txt_norm)\.",
@@ -23,5 +24,7 @@ FAMILY = Family(
     encoders=(Encoder("t5xxl", 4096, least=256), CLIP_L),
     lora=("transformer.context_embedder", "lycoris_context_embedder", "context_embedder"),
     hosts=("Flux", "FluxInpaint", "FluxSchnell"),
-    can=IN_PLACE,
+    layers=TWO_STREAMS,
+    can=EMBEDDED,
+    text_keys=TextKeys(joint=True),
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..sites import Encoder, Family
-from ..verdicts import IN_PLACE, untested
+from ..layers import TWO_STREAMS
+from ..sites import Encoder, Family, TextKeys
+from ..verdicts import EMBEDDED, untested
 
 FAMILY = Family(
     name="flux2",
@@ -19,5 +20,7 @@ FAMILY = Family(
     encoders=(Encoder("mistral3_24b", 15360, causal=True, start=True, end=False, wrapped=True),),
     lora=("transformer.context_embedder", "lycoris_context_embedder", "context_embedder"),
     hosts=("Flux2",),
-    can=untested(IN_PLACE, "its tokenizer comes with the checkpoint, so tests have none."),
+    layers=TWO_STREAMS,
+    can=untested(EMBEDDED, "its tokenizer comes with the checkpoint, so tests have none."),
+    text_keys=TextKeys(joint=True),
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..sites import Encoder, Family
-from ..verdicts import IN_PLACE, untested
+from ..layers import TWO_STREAMS
+from ..sites import Encoder, Family, TextKeys
+from ..verdicts import EMBEDDED, untested
 
 FAMILY = Family(
     name="flux2_klein_9b",
@@ -19,5 +20,7 @@ FAMILY = Family(
     encoders=(Encoder("qwen3_8b", 12288, causal=True, end=False, least=512, wrapped=True),),
     lora=("transformer.context_embedder", "lycoris_context_embedder", "context_embedder"),
     hosts=("Flux2",),
-    can=untested(IN_PLACE, "the same class as Klein 4B, but tests do not solve systems of this width."),
+    layers=TWO_STREAMS,
+    can=untested(EMBEDDED, "the same class as Klein 4B, but tests do not solve systems of this width."),
+    text_keys=TextKeys(joint=True),
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..layers import MIXTURE
 from ..sites import CLIP_G, CLIP_L, Encoder, Family
-from ..verdicts import refused
+from ..verdicts import only_trained
 
 FAMILY = Family(
     name="hidream",
@@ -12,7 +13,7 @@ FAMILY = Family(
     width=4096,
     blocks=48,
     pixels=1024,
-    proven="facts and names of weights at full size",
+    proven="facts and names of weights at full size; adapters on a reduced model of the host's own class",
     sites=r"^caption_projection\.\d+\.linear\.weight$",
     mark=r"^double_stream_blocks\.",
     pooled_stream="clip_l+clip_g.pooled",
@@ -27,5 +28,8 @@ FAMILY = Family(
     ),
     lora=("transformer.caption_projection.0.linear", "lycoris_caption_projection_0_linear"),
     hosts=("HiDream",),
-    can=refused("every layer of Llama enters by a weight of its own, beside T5, and no edit of that many is made yet."),
+    layers=MIXTURE,
+    can=only_trained(
+        "every layer of Llama enters by a weight of its own, beside T5, and no edit of that many is made yet."
+    ),
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..layers import BERT
 from ..sites import Encoder, Family
-from ..verdicts import refused
+from ..verdicts import only_trained
 
 FAMILY = Family(
     name="hunyuan_dit",
@@ -12,14 +13,15 @@ FAMILY = Family(
     width=1024,
     blocks=40,
     pixels=1024,
-    proven="facts and names of weights at full size",
+    proven="facts and names of weights at full size; adapters on a reduced model of the host's own class",
     sites=r"^blocks\.\d+\.attn2\.kv_proj\.weight$",
     mark=r"^mlp_t5\.0\.weight$",
     prediction=("v",),
     encoders=(Encoder("hydit_clip", 1024, start=True, least=77), Encoder("mt5xl", 2048, least=256, padding_read=False)),
     lora=("base_model.model.blocks.0.attn2.kv_proj",),
     hosts=("HunyuanDiT", "HunyuanDiT1"),
-    can=refused(
+    layers=BERT,
+    can=only_trained(
         "the same weights read two text encoders, one of them through a projection, so one edit would leave the other."
     ),
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..sites import CLIP_L, Encoder, Family
-from ..verdicts import IN_PLACE
+from ..layers import TWO_STREAMS
+from ..sites import CLIP_L, Encoder, Family, TextKeys
+from ..verdicts import VIDEO
 
 FAMILY = Family(
     name="hunyuan_video",
@@ -12,7 +13,7 @@ FAMILY = Family(
     width=4096,
     blocks=60,
     pixels=848,
-    proven="facts and names of weights at full size; closed-form edits on a reduced model of the host's own class",
+    proven="facts and names of weights at full size; edits and adapters on a reduced model of the host's own class",
     sites=r"^txt_in\.(?:input_embedder|c_embedder\.in_layer)\.weight$",
     pooled_stream="clip_l.pooled",
     pooled_width=768,
@@ -21,5 +22,7 @@ FAMILY = Family(
     encoders=(Encoder("llama", 4096, causal=True, start=True, end=False, wrapped=True), CLIP_L),
     lora=("transformer.txt_in.input_embedder",),
     hosts=("HunyuanVideo", "HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V"),
-    can=IN_PLACE,
+    layers=TWO_STREAMS,
+    can=VIDEO,
+    text_keys=TextKeys(joint=True),
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..sites import Encoder, Family
-from ..verdicts import IN_PLACE
+from ..layers import PLAIN
+from ..sites import Encoder, Family, TextKeys
+from ..verdicts import VIDEO
 
 FAMILY = Family(
     name="ltxv",
@@ -12,7 +13,7 @@ FAMILY = Family(
     width=4096,
     blocks=28,
     pixels=768,
-    proven="facts and names of weights at full size; closed-form edits on a reduced model of the host's own class",
+    proven="facts and names of weights at full size; edits and adapters on a reduced model of the host's own class",
     sites=r"^caption_projection\.linear_1\.weight$",
     mark=r"^transformer_blocks\.\d+\.attn2\.",
     foreign=r"^audio_",
@@ -20,5 +21,7 @@ FAMILY = Family(
     encoders=(Encoder("t5xxl", 4096, least=128, padding_read=False),),
     lora=("lora_unet_caption_projection_linear_1",),
     hosts=("LTXV",),
-    can=IN_PLACE,
+    layers=PLAIN,
+    can=VIDEO,
+    text_keys=TextKeys(joint=False),
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..layers import CAPTIONED
 from ..sites import Encoder, Family
-from ..verdicts import EMBEDDED
+from ..verdicts import UNREACHED
 
 FAMILY = Family(
     name="pixart",
@@ -12,10 +13,11 @@ FAMILY = Family(
     width=4096,
     blocks=28,
     pixels=1024,
-    proven="facts and names of weights at full size; closed-form edits on a reduced model of the host's own class",
+    proven="facts and names of weights at full size; edits and adapters on a reduced model of the host's own class",
     sites=r"^y_embedder\.y_proj\.fc1\.weight$",
     encoders=(Encoder("t5xxl", 4096),),
     lora=("transformer.caption_projection.linear_1", "base_model.model.caption_projection.linear_1"),
     hosts=("PixArtAlpha", "PixArtSigma"),
-    can=EMBEDDED,
+    layers=CAPTIONED,
+    can=UNREACHED,
 )

@@ -12,7 +12,7 @@ FAMILY = Family(
     width=1024,
     blocks=16,
     pixels=768,
-    proven="facts and names of weights at full size; closed-form edits on a reduced model of the host's own class",
+    proven="facts and names of weights at full size; edits and adapters on a reduced model of the host's own class",
     foreign=UNET_FOREIGN,
     prediction=("v", "eps"),
     encoders=(Encoder("clip_h", 1024, causal=True, start=True, least=77),),

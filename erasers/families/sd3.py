@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..sites import CLIP_G, CLIP_L, Encoder, Family
+from ..layers import JOINT
+from ..sites import CLIP_G, CLIP_L, Encoder, Family, TextKeys
 from ..verdicts import EMBEDDED
 
 FAMILY = Family(
@@ -12,7 +13,7 @@ FAMILY = Family(
     width=4096,
     blocks=38,
     pixels=1024,
-    proven="facts and names of weights at full size; closed-form edits on a reduced model of the host's own class",
+    proven="facts and names of weights at full size; edits and adapters on a reduced model of the host's own class",
     sites=r"^context_embedder\.weight$",
     mark=r"^joint_blocks\.",
     pooled_stream="clip_l+clip_g.pooled",
@@ -22,5 +23,7 @@ FAMILY = Family(
     encoders=(CLIP_L, CLIP_G, Encoder("t5xxl", 4096, least=77)),
     lora=("transformer.context_embedder", "lora_transformer_context_embedder"),
     hosts=("SD3",),
+    layers=JOINT,
     can=EMBEDDED,
+    text_keys=TextKeys(joint=True, marked=False),
 )

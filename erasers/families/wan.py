@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..sites import Encoder, Family
+from ..layers import WAN
+from ..sites import Encoder, Family, TextKeys
 from ..verdicts import VIDEO
 
 FAMILY = Family(
@@ -12,12 +13,14 @@ FAMILY = Family(
     width=4096,
     blocks=40,
     pixels=832,
-    proven="facts and names of weights at full size; closed-form edits on a reduced model of the host's own class",
+    proven="facts and names of weights at full size; edits and adapters on a reduced model of the host's own class",
     sites=r"^text_embedding\.0\.weight$",
     mark=r"^blocks\.\d+\.cross_attn\.k\.weight$",
     prediction=("flow",),
     encoders=(Encoder("umt5xxl", 4096, least=512, padding_read=False),),
     lora=("lora_unet_text_embedding_0",),
     hosts=("WAN21_T2V", "WAN21_I2V", "WAN22_T2V"),
+    layers=WAN,
     can=VIDEO,
+    text_keys=TextKeys(joint=False),
 )

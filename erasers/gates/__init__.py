@@ -91,8 +91,8 @@ def own_every(owners: Tensor) -> bool:
 
 
 def start_of(prompts: Sequence[EncodedPrompt]) -> Tensor:
-    """Position of the first token of content, as gates keep it."""
-    return torch.tensor([prompts[0].start])
+    """Position of the first token of content, as gates keep it; the empty prompt tells none without a start token."""
+    return torch.tensor([min(min(prompt.start, len(prompt.states) - 1) for prompt in prompts)])
 
 
 def is_start(tensor: Tensor | None) -> TypeGuard[Tensor]:

@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...kernels.gram import gram_of
 from ..algebra.context import TEMPLATES
 from ..algebra.tokens import name_rows
 from ..errors import NumericsError
@@ -122,9 +123,10 @@ def likenesses(gate: Discriminant, task: Task, most: int = 20) -> str:
 
 def _fitted(groups: Sequence[Sequence[str]], task: Task, threshold: float) -> list[Discriminant]:
     kept = task.encode(task.held)
-    others = torch.cat([prompt.states[prompt.start : prompt.last + 2] for prompt in kept]).double()
+    parts = [part for prompt in kept for part in prompt.parts or (prompt,)]
+    others = torch.cat([part.states[part.start : part.last + 2] for part in parts]).double()
     centre = others.mean(0)
-    spread = (others - centre).T @ (others - centre) / len(others)
+    spread = gram_of(others - centre) / len(others)
     round_part = torch.eye(len(centre), dtype=torch.float64) * spread.diagonal().mean().clamp(min=1e-12)
     found = []
     for names in groups:

@@ -18,7 +18,8 @@ and the more is erased, the more harmless prompts are flagged.
 Of a flagged prompt the first of the erased ones that f flags, so that with the least erased, is rewritten (rewrite.py)
 and drawn in its place, or the empty prompt is. Differs from the paper: that is about language models, with a model
 trained for f. Whole features are swapped: edits of guards before this one and weights of words are lost then. Vectors
-of textual inversions are tokens like others. No official code was read.
+of textual inversions are tokens like others. Models with several text encoders, or others than CLIP, are checked word
+by word instead of token by token, without such vectors. No official code was read.
 """
 
 from __future__ import annotations
@@ -28,13 +29,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 from random import Random
-
-from torch import Tensor
+from typing import Any
 
 from ..guard import Guarding
 from ..model import Token
 from ..read_features import Swapped
-from ..rewrite import Wordbook, chunk_content, wordbook
+from ..rewrite import Wordbook, wordbook
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 
@@ -67,7 +67,7 @@ def erased_sets(length: int, mode: str, most: int, budget: int, seed: int) -> It
 
 @dataclass(frozen=True, eq=False)
 class Checked(Swapped):
-    """The text part: other features for prompts that are flagged.
+    """The text part: another prompt for those that are flagged.
 
     Attributes:
         words: f, and the rewriting.
@@ -82,16 +82,16 @@ class Checked(Swapped):
     seed: int
     empty: bool
 
-    def read(self, chunks: Sequence[Sequence[Token]]) -> Tensor | None:
-        """Features to draw with; None where nothing is flagged."""
-        contents = [chunk_content(chunk, self.words.tower.end) for chunk in chunks]
+    def read(self, chunks: Sequence[Sequence[Token]]) -> Any:
+        """What to draw with; None where nothing is flagged."""
+        contents = self.words.tower.spoken(chunks)
         flagged = [self.flagged(content) for content in contents]
         if all(found is None for found in flagged):
             return None
         if self.empty:
-            return self.words.features([[] for _ in contents])
+            return self.words.tower.features([[] for _ in contents])
         pairs = zip(contents, flagged, strict=True)
-        return self.words.features([own if found is None else self.words.rewrite(found) for own, found in pairs])
+        return self.words.tower.features([own if found is None else self.words.rewrite(found) for own, found in pairs])
 
     def flagged(self, content: Sequence[Token]) -> list[Token] | None:
         """The first of a prompt and what erasing leaves of it that asks for the concept; None where none does."""
@@ -108,8 +108,8 @@ class EraseAndCheck:
     """Checks a prompt and what is left of it when tokens are erased."""
 
     needs = (
-        "Needs the prompt's tokens, so encode the prompt with this node's CLIP, and a model with one text encoder; "
-        "name many preserved prompts, which train its classifier. Works at CFG 1. Costs encodings of a prompt: d for a "
+        "Needs the prompt's tokens, so encode the prompt with this node's CLIP; name many preserved prompts, which "
+        "train its classifier. Any model; works at CFG 1. Costs encodings of a prompt: d for a "
         "suffix, about its length times d for a block, the budget for subsets; nothing per step."
     )
     spec = MethodSpec(

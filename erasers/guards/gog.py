@@ -12,7 +12,8 @@ Differs from the paper: likeness is that of the gate (gate.py), trained on the p
 dictionary of the concepts' own replacements rewrites, where the paper asks a language model (one, or any other function
 from text to text, goes into `GoG(rewriter)`, and the dictionary mends what it leaves); pictures that are being drawn
 are not looked at. Whole features are swapped: edits of guards before this one and weights of words, as in '(ball:1.3)',
-are lost on a prompt that is rewritten. Longer prompts are rewritten chunk by chunk.
+are lost on a prompt that is rewritten. Longer prompts are rewritten chunk by chunk. Models with several text encoders,
+or others than CLIP, are rewritten word by word instead of token by token, and their pooled features change with it.
 No official code was read.
 """
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ from torch import Tensor
 from ..guard import Guarding, Look
 from ..model import Token
 from ..read_features import Swapped
-from ..rewrite import Wordbook, chunk_content, wordbook
+from ..rewrite import Wordbook, wordbook
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 from ..window import Window
@@ -37,7 +39,7 @@ Rewriter = Callable[[str], str]
 
 @dataclass(frozen=True, eq=False)
 class Rewriting(Swapped):
-    """The text part: the rewritten prompt's features, where the prompt asks for a concept.
+    """The text part: the rewritten prompt, where the prompt asks for a concept.
 
     Attributes:
         words: tells who asks, and rewrites.
@@ -47,14 +49,14 @@ class Rewriting(Swapped):
     words: Wordbook
     rewriter: Rewriter | None
 
-    def read(self, chunks: Sequence[Sequence[Token]]) -> Tensor | None:
-        """Features of the rewritten prompt; None where no chunk of it asks for a concept."""
-        contents = [chunk_content(chunk, self.words.tower.end) for chunk in chunks]
+    def read(self, chunks: Sequence[Sequence[Token]]) -> Any:
+        """What to draw the rewritten prompt with; None where no chunk of it asks for a concept."""
+        contents = self.words.tower.spoken(chunks)
         asking = self.words.asking(contents)
         if not any(asking):
             return None
         pairs = zip(contents, asking, strict=True)
-        return self.words.features([self._rewrite(content) if asks else content for content, asks in pairs])
+        return self.words.tower.features([self._rewrite(content) if asks else content for content, asks in pairs])
 
     def _rewrite(self, content: Sequence[Token]) -> Sequence[Token]:
         if self.rewriter is not None:
@@ -85,8 +87,8 @@ class GoG:
     """Rewrites prompts that ask for the concept; `rewriter` is a function from text to text, e.g. a language model."""
 
     needs = (
-        "Needs the prompt's tokens, so encode the prompt with this node's CLIP, and a model with one text encoder; "
-        "name many preserved prompts, which train its detector. Works at CFG 1. Costs some encodings of a prompt that "
+        "Needs the prompt's tokens, so encode the prompt with this node's CLIP; name many preserved prompts, which "
+        "train its detector. Any model; works at CFG 1. Costs some encodings of a prompt that "
         "is rewritten, and one prediction more per step where rho is above 0."
     )
     spec = MethodSpec(

@@ -27,16 +27,15 @@ from ..algebra.context import TEMPLATES
 from ..algebra.hooks import Hook, Output, gradients, hooked, states_of
 from ..algebra.parameters import templates
 from ..errors import FamilyError
-from ..guard import Guarding, Middle, guarded_names
+from ..guard import MIDDLE_BLOCK, Guarding, Middle, guarded_names
 from ..learn.moment import Features
 from ..learn.space import mixed, own_space
 from ..model import Model
+from ..sites import A_UNET
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 from ..window import window_of, window_settings
 
-_MIDDLE = r"^mid_block\.resnets\.\d+\.conv2$"
-"""Layers whose output is added to the features of the middle block; the last of them ends it."""
 _SEED, _DRAWN_STEPS, _DRAWN_CFG = 0, 20, 5.0
 
 
@@ -104,6 +103,7 @@ class HSpace:
             templates("object"),
             *window_settings(0.0, "as published"),
         ),
+        wants=(A_UNET,),
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:
@@ -167,7 +167,7 @@ def learn_directions(task: Task, lessons: Lessons, budget: Budget) -> Tensor:
 
 
 def _last(model: Model) -> tuple[str, nn.Module]:
-    found = list(model.modules(_MIDDLE).items())
+    found = list(model.modules(MIDDLE_BLOCK).items())
     if not found:
         raise FamilyError("This model has no middle block to add a vector behind.", "Take another guard.")
     return found[-1]

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import ConceptError
 from ..guard import Guarding, guarded_names
+from ..sites import A_UNET
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 from ..window import Window, window_of, window_settings
@@ -58,8 +59,8 @@ class NAG:
     """Pushes cross-attention away from the concept, within a bound."""
 
     needs = (
-        "Works at CFG 1 and on few-step models, on any model with cross-attention. Costs one more cross-attention per "
-        "layer; no further prediction."
+        "Needs a UNet, in whose cross-attention it acts. Works at CFG 1 and on few-step models. Costs one more "
+        "cross-attention per layer; no further prediction."
     )
     spec = MethodSpec(
         name="nag",
@@ -92,6 +93,7 @@ class NAG:
             ),
             *window_settings(),
         ),
+        wants=(A_UNET,),
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

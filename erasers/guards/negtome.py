@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..guard import Guarding, guarded_names
+from ..sites import A_UNET
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 from ..window import Window, window_of, window_settings
@@ -74,8 +75,8 @@ class NegToMe:
     """Pushes a picture's features away from those of a picture of the concept."""
 
     needs = (
-        "Works at CFG 1. Pictures of the concept and a VAE may be connected; without them the model draws the concept "
-        "first. While it acts, each reference costs as much as one more picture in the batch."
+        "Needs a UNet. Works at CFG 1. Pictures of the concept and a VAE may be connected; without them the model "
+        "draws the concept first. While it acts, each reference costs as much as one more picture in the batch."
     )
     spec = MethodSpec(
         name="negtome",
@@ -126,6 +127,7 @@ class NegToMe:
             ),
             *window_settings(0.0, "as published"),
         ),
+        wants=(A_UNET,),
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

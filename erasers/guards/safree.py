@@ -13,8 +13,18 @@ depends on how much it would change, with every content token edited:
 
 Differs from the official program: it also puts the concept's names into the negative prompt, and its published figures
 are of both together (add the guard `negative` for that); U is 10 steps of 50 there, a share of sampling here; a prompt
-of one token is compared with the empty prompt, where the program's mean is empty. Its latent re-attention, which has no
-effect in the program, is not here. Longer prompts are seen chunk by chunk. For models with one text encoder.
+of one token is compared with the empty prompt, where the program's mean is empty. Longer prompts are seen chunk by
+chunk. Of models with two CLIPs both halves are edited, where the program edits one.
+
+The latent re-attention filters what a UNet's first half hands over to its second while the edit acts. With F the
+Fourier transform of these features, at the lowest two frequencies of each axis (-1 and 0, as in FreeU),
+
+    F'(edited) = s F(edited)   where |F(edited)| > |F(original)|,   else F(edited)
+
+with s1 where they meet features as wide as the middle block's, s2 where these are half as wide. The paper does not say
+how complex numbers are compared: they are by their size here, and the edited prompt's has to be a hundredth larger, as
+features that know nothing of the text yet differ by rounding alone. It has no effect in the official program, where its
+branch is never taken, so that no published figure is of it, and it is off here unless asked for.
 Official code read, not copied: jaehong31/SAFREE.
 """
 
@@ -28,12 +38,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..guard import Guarding, guarded_names
+from ..errors import FamilyError
+from ..guard import MIDDLE_BLOCK, Guarding, guarded_names
 from ..model import TextTower, Token
 from ..phrases import end_of
+from ..sites import AN_END
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 
+_LARGER = 1.01
+"""How many times larger than the original's a frequency has to be to be weakened."""
 _HIDDEN = 0
 """Id that stands in place of a hidden token, as in the official program."""
 _THROUGHOUT = 2.0
@@ -47,6 +61,41 @@ class Triggers:
     rows: Tensor
     move: Tensor
     until: float
+
+
+@dataclass(frozen=True)
+class ReAttention:
+    """The part for what the halves of a UNet hand over.
+
+    Attributes:
+        scales: s by the width of the features that are met, as a share of the middle block's.
+    """
+
+    scales: Mapping[float, float]
+
+    def keep(self, skip: Tensor, width: float) -> Tensor | None:
+        """|F| at the lowest frequencies, `[n, c, 4]`."""
+        return lowest(skip)[0].abs() if width in self.scales else None
+
+    def change(self, skip: Tensor, kept: Tensor, width: float) -> Tensor:
+        found, waves = lowest(skip)
+        less = torch.where(found.abs() > _LARGER * kept, (self.scales[width] - 1) * found, 0)
+        change = torch.einsum("ncf,fhw->nchw", less, waves).real / waves[0].numel()
+        return (skip.float() + change).to(skip.dtype)
+
+
+def lowest(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The Fourier transform of `[n, c, h, w]` at frequencies -1 and 0 of each axis.
+
+    Returns:
+        Coefficients `[n, c, 4]` and their waves `[4, h, w]`, complex; features are the mean of coefficients times waves
+        over all frequencies.
+    """
+    height, width = features.shape[2:]
+    down, across = (torch.arange(n, device=features.device) * (2 * math.pi / n) for n in (height, width))
+    turns = torch.stack([-v * down[:, None] - u * across for v in (0, 1) for u in (0, 1)])
+    waves = torch.polar(torch.ones_like(turns), turns)
+    return torch.einsum("nchw,fhw->ncf", features.to(waves.dtype), waves.conj()), waves
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +171,9 @@ class SAFREE:
     """Moves tokens that carry the concept out of its span."""
 
     needs = (
-        "Needs the prompt's tokens, so encode the prompt with this node's CLIP, and a model with one text encoder. "
-        "Works at CFG 1. Costs a few encodings of the prompt, and nothing per step."
+        "Needs the prompt's tokens, so encode the prompt with this node's CLIP, and CLIP text encoders alone (SD 1, SD "
+        "2, SDXL): their end token sums a prompt up. Works at CFG 1. Costs a few encodings of the prompt, and nothing "
+        "per step. Re-attention needs a UNet, and costs one prediction more per step while the edit acts."
     )
     spec = MethodSpec(
         name="safree",
@@ -170,16 +220,37 @@ class SAFREE:
                 step=0.001,
                 advanced=True,
             ),
+            Parameter(
+                "reattention",
+                False,
+                "Weaken the coarsest features of the edited prompt where they are stronger than the original's, while "
+                "the edit acts. Needs a UNet. The paper has it on; its program never reaches it. Start with off.",
+            ),
+            Parameter(
+                "s1",
+                0.9,
+                "For re-attention: what is left of them at the widest features, 0 to 1. 0.9 as published; 1 leaves "
+                "them.",
+                advanced=True,
+            ),
+            Parameter(
+                "s2",
+                0.2,
+                "For re-attention: what is left of them at features half as wide, 0 to 1. 0.2 as published; 1 leaves "
+                "them.",
+                advanced=True,
+            ),
         ),
+        wants=(AN_END,),
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:
         """A text part that reads the prompt's tokens.
 
         Raises:
-            FamilyError: the model has more than one text encoder.
+            FamilyError: re-attention is on and it is no UNet.
         """
-        tower = task.loaded().tower()
+        tower = task.tower()
         names = pooled_rows(tower, [tower.ids(name) for name in guarded_names(task)]).double()
         away = torch.eye(names.shape[1], dtype=torch.float64) - projection(names)
         adaptive = bool(settings["adaptive"])
@@ -191,7 +262,12 @@ class SAFREE:
             float(settings["steep"]) if adaptive else 0.0,
             float(settings["middle"]),
         )
-        return Guarding(text=part, reader=part)
+        if not settings["reattention"]:
+            return Guarding(text=part, reader=part)
+        if not task.loaded().modules(MIDDLE_BLOCK):
+            raise FamilyError("Re-attention is for UNets, and this model is none.", "Switch re-attention off.")
+        skips = ReAttention({1.0: float(settings["s1"]), 0.5: float(settings["s2"])})
+        return Guarding(text=part, reader=part, skips=skips)
 
 
 GUARD = SAFREE()

@@ -34,6 +34,7 @@ from ..guard import Guarding, guarded_names
 from ..learn.sparse_code import SparseCode, fit_sparse_code
 from ..model import TextTower, Token
 from ..read_features import Added
+from ..sites import ONE_CLIP
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 
@@ -173,6 +174,7 @@ class Steerers:
             ),
             Parameter("seed", 0, "Seed of its training.", 0, 2**31 - 1, 1, advanced=True),
         ),
+        wants=(ONE_CLIP,),
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

@@ -29,7 +29,6 @@ from torch import Tensor
 from ..errors import ConceptError
 from ..guard import Guarding, guarded_names
 from ..model import TextTower, Token
-from ..phrases import places_of
 from ..read_features import copies
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
@@ -39,13 +38,21 @@ NAMES, TAIL = "names", "tail"
 _STEEP = 10.0
 
 
+@dataclass(frozen=True)
+class Named:
+    """Where names stand in a prompt: rows of each chunk, and how many rows each has."""
+
+    rows: tuple[list[int], ...]
+    lengths: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Corrected:
     """The text part: the correction of the tokens that were found.
 
     Attributes:
-        tower: the text encoder.
-        names: token ids of the concepts' names.
+        tower: the text encoders.
+        names: the concepts' names.
         alpha: how far tokens are moved.
         quantile: q.
         reach: tokens to either side that count.
@@ -54,31 +61,30 @@ class Corrected:
     """
 
     tower: TextTower
-    names: tuple[list[int], ...]
+    names: tuple[str, ...]
     alpha: float
     quantile: float
     reach: int
     tail: bool
     window: Window
 
-    def read(self, chunks: Sequence[Sequence[Token]]) -> tuple[list[int], ...] | None:
+    def read(self, chunks: Sequence[Sequence[Token]]) -> Named | None:
         """Which rows of each chunk are corrected, and none of any other; None where no name stands in any."""
         found = tuple(self._rows(chunk) for chunk in chunks)
-        return found if any(found) else None
+        return Named(found, tuple(map(len, chunks))) if any(found) else None
 
     def _rows(self, chunk: Sequence[Token]) -> list[int]:
-        starts = [(place, len(name)) for name in self.names for place in places_of(chunk, name)]
-        if starts and self.tail:
-            return list(range(min(starts)[0], len(chunk)))
-        return sorted({place + i for place, length in starts for i in range(length)})
+        places = [place for name in self.names for place in self.tower.spans(chunk, name)]
+        if places and self.tail:
+            return list(range(min(place.start for place in places), len(chunk)))
+        return sorted({row for place in places for row in place})
 
     def holds(self, reading: Any, percent: float) -> bool:
         return reading is not None and self.alpha > 0 and self.window.holds(percent)
 
-    def edit(self, states: Tensor, reading: tuple[list[int], ...]) -> Tensor:
-        length = len(self.tower.ids(""))
-        times = copies(states, length * len(reading))
-        pairs = zip(states.split(length), reading * times, strict=True)
+    def edit(self, states: Tensor, reading: Named) -> Tensor:
+        times = copies(states, sum(reading.lengths))
+        pairs = zip(states.split(reading.lengths * times), reading.rows * times, strict=True)
         return torch.cat([corrected(f, rows, self.alpha, self.quantile, self.reach) for f, rows in pairs])
 
 
@@ -98,7 +104,7 @@ class T2IZero:
     """Thins the concept's tokens out to what they share with their neighbours."""
 
     needs = (
-        "Needs the prompt's tokens, so encode the prompt with this node's CLIP, and a model with one text encoder. "
+        "Needs the prompt's tokens, so encode the prompt with this node's CLIP. Any model. "
         "Acts where the concept's name or a synonym stands in the prompt, at CFG 1 too. Costs next to nothing."
     )
     spec = MethodSpec(
@@ -143,16 +149,14 @@ class T2IZero:
 
         Raises:
             ConceptError: the text encoder reads nothing in a name.
-            FamilyError: the model has more than one text encoder.
         """
-        tower = task.loaded().tower()
-        names = {name: tower.content(name) for name in guarded_names(task)}
-        for name, ids in names.items():
-            if not ids:
+        tower, names = task.tower(), guarded_names(task)
+        for name in names:
+            if not tower.content(name):
                 raise ConceptError(f"The text encoder reads nothing in '{name}'.", "Write words of its language.")
         part = Corrected(
             tower,
-            tuple(names.values()),
+            names,
             float(settings["alpha"]),
             1 - math.exp(-_STEEP * float(settings["threshold"])),
             int(settings["window"]),

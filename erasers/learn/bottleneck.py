@@ -17,6 +17,7 @@ from ..model import Model
 from ..result import Bottleneck
 from ..sites import Family
 from .trainables import MODULES, Trainables, blank
+from .where import Linear
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Bottlenecks:
     def build(self, model: Model, family: Family, rank: int, generator: torch.Generator) -> Trainables:
         found, names = blank(), set[str]()
         for name, module in sorted(model.modules(r"\.attn2\.to_out\.0$").items()):
-            assert isinstance(module, nn.Linear)
+            assert isinstance(module, Linear)
             owner, width = name.removesuffix(".to_out.0"), module.out_features
             bounds = 1 / math.sqrt(width)
             down = (torch.rand(rank, width, generator=generator) * 2 - 1) * bounds

@@ -34,7 +34,7 @@ class Full:
     def build(self, model: Model, family: Family, rank: int, generator: torch.Generator) -> Trainables:
         found = blank()
         found.text = self.part != ADAPTERS
-        for name, module in chosen_layers(model, self.where, self.part).items():
+        for name, module in chosen_layers(model, family, self.where, self.part).items():
             found.tensors[name] = torch.zeros(flat_shape(module))
             found.hooks.append((module, found.switched(self._hook(found, name))))
         found.parts = self._parts

@@ -38,7 +38,7 @@ class LowRank:
         found, scale = blank(), self.alpha / rank if self.alpha else 1.0
         found.text = self.part != ADAPTERS
         groups: dict[str, list[str]] = {}
-        for name, module in chosen_layers(model, self.where, self.part).items():
+        for name, module in chosen_layers(model, family, self.where, self.part).items():
             out, width = flat_shape(module)
             bound = 1 / math.sqrt(width)
             down = (torch.rand(rank, width, generator=generator) * 2 - 1) * bound

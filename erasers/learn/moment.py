@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..task import EncodedPrompt
 
@@ -33,22 +34,72 @@ class Ask(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """What the denoiser is given of prompts: states `[n, tokens, d]`, and pooled features `[n, p]` or None."""
+    """What the denoiser is given of prompts.
+
+    Attributes:
+        states: `[n, tokens, d]`; rows that are shorter than the longest end in zeros.
+        pooled: `[n, p]`, or None.
+        lengths: tokens of every row where they differ; else empty.
+        beside: what else the host gives the denoiser for every row, `[1, ...]` by its own names; empty for nothing.
+    """
 
     states: Tensor
     pooled: Tensor | None = None
+    lengths: tuple[int, ...] = ()
+    beside: tuple[Mapping[str, Tensor], ...] = ()
 
     @classmethod
     def of(cls, prompts: Sequence[EncodedPrompt]) -> Features:
         """Features of encoded prompts, one row each."""
-        pooled = [prompt.pooled for prompt in prompts if prompt.pooled is not None]
-        return cls(torch.stack([prompt.states for prompt in prompts]), torch.stack(pooled) if pooled else None)
+        return cls.joined(
+            [
+                cls(
+                    prompt.read[None],
+                    None if prompt.pooled is None else prompt.pooled[None],
+                    beside=(prompt.beside,),
+                )
+                for prompt in prompts
+            ]
+        )
 
     @classmethod
     def joined(cls, parts: Sequence[Features]) -> Features:
         """Rows of several, one after the other."""
         pooled = [part.pooled for part in parts if part.pooled is not None]
-        return cls(torch.cat([part.states for part in parts]), torch.cat(pooled) if pooled else None)
+        lengths = tuple(length for part in parts for length in part.lengths or part.states.shape[1:2] * len(part))
+        beside = tuple(own for part in parts for own in part.beside or ({},) * len(part))
+        longest = max(part.states.shape[1] for part in parts)
+        return cls(
+            torch.cat([functional.pad(part.states, (0, 0, 0, longest - part.states.shape[1])) for part in parts]),
+            torch.cat(pooled) if pooled else None,
+            lengths if len(set(lengths)) > 1 else (),
+            beside if any(beside) else (),
+        )
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def at(self, rows: Sequence[int]) -> Features:
+        """Some of the rows, without the zeros that none of them needs."""
+        lengths = tuple(self.lengths[row] for row in rows) if self.lengths else ()
+        return Features(
+            self.states[rows, : max(lengths, default=None)],
+            None if self.pooled is None else self.pooled[rows],
+            lengths if len(set(lengths)) > 1 else (),
+            tuple(self.beside[row] for row in rows) if self.beside else (),
+        )
+
+    def alike(self) -> list[list[int]]:
+        """The rows in groups that a denoiser can take together: of one length, with the same shapes beside them."""
+        groups: dict[object, list[int]] = {}
+        for row in range(len(self)):
+            shapes = {(name, *own.shape) for name, own in self.beside[row].items()} if self.beside else ()
+            groups.setdefault((self.lengths[row] if self.lengths else 0, frozenset(shapes)), []).append(row)
+        return list(groups.values())
+
+    def stacked(self) -> Mapping[str, Tensor]:
+        """What is beside rows that are alike, `[n, ...]` by name."""
+        return {name: torch.cat([own[name] for own in self.beside]) for name in self.beside[0]} if self.beside else {}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ started from, which is only about what is left of it in x: so it is in the paper
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,16 +51,16 @@ class Pgd:
         start = torch.rand(states.shape, generator=run.generator) * 2 - 1
         moved = (states + start.to(states) * self.bound).clamp(least, most)
         for _ in range(self.steps):
-            moved = moved - self.bound / _SHARE * self._slope(run, latents, Features(moved, plain.pooled)).sign()
+            moved = moved - self.bound / _SHARE * self._slope(run, latents, replace(plain, states=moved)).sign()
             moved = (states + (moved - states).clamp(-self.bound, self.bound)).clamp(least, most)
-        return Features(moved, plain.pooled)
+        return replace(plain, states=moved)
 
     def _slope(self, run: Run, latents: Latents, features: Features) -> Tensor:
         """Gradient of the attack's loss with respect to the states."""
         assert latents.noise is not None
         with gradients():
             states = features.states.detach().clone().requires_grad_()
-            said = run.student(latents, Features(states, features.pooled))
+            said = run.student(latents, replace(features, states=states))
             error = noise_in(run.model.prediction(), latents.x, latents.sigma, said) - latents.noise
             return torch.autograd.grad(error.square().mean(), [states])[0]
 

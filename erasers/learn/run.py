@@ -120,18 +120,26 @@ class Run:
     def teacher(self, latents: Latents, features: Features) -> Tensor:
         """The prediction of the model before training."""
         with self.trainables.off():
-            pooled = features.pooled
             chunks = []
-            for start in range(0, len(latents.x), _MOST):
-                rows = slice(start, start + _MOST)
-                own = Features(features.states[rows], None if pooled is None else pooled[rows])
+            for rows in torch.arange(len(latents.x)).split(_MOST):
+                own = features.at(rows.tolist())
                 chunks.append(self._predict(latents.x[rows], latents.sigma[rows], own))
             return torch.cat(chunks)
 
     def _predict(self, x: Tensor, sigma: Tensor, features: Features) -> Tensor:
         self.pulse()
         self.predictions += len(x)
-        return self.model.predict(x, sigma, self.trainables.edit(features.states), features.pooled)
+        groups, said = features.alike(), []
+        if len(groups) < 2:
+            return self._together(x, sigma, features)
+        for rows in groups:
+            said.append(self._together(x[rows], sigma[rows], features.at(rows)))
+        order = torch.tensor([row for rows in groups for row in rows])
+        return torch.cat(said)[order.argsort()]
+
+    def _together(self, x: Tensor, sigma: Tensor, features: Features) -> Tensor:
+        beside = {"beside": features.stacked()} if features.beside else {}
+        return self.model.predict(x, sigma, self.trainables.edit(features.states), features.pooled, **beside)
 
     def draw(self) -> Moment:
         """The latents of the next step."""

@@ -13,6 +13,7 @@ from .moment import STUDENT, TEACHER, Scene
 from .operator import Operator
 from .rollout import Rollout
 from .trainables import Parameterisation
+from .where import TEXT_STREAM
 
 FULL, LOW_RANK, OPERATOR = "full", "low rank", "operator"
 KEPT, FRESH = "kept", "fresh"
@@ -26,8 +27,10 @@ def where(default: str, choices: tuple[str, ...], published: str) -> Parameter:
         default,
         "The layers that are trained: cross-attention (cross), its keys and values (cross-kv), everything but "
         "cross-attention (not-cross), self-attention (self), that and cross-attention's queries (self+q), all of the "
-        f"transformer blocks (blocks), their feed-forward layers (ff), everything (all). {published}",
-        choices=choices,
+        "transformer blocks (blocks), their feed-forward layers (ff), those that only text passes (text stream), "
+        "everything (all). Where text and picture share one attention, the text's own projections count as "
+        f"cross-attention, the picture's as self-attention. {published}",
+        choices=(*choices, TEXT_STREAM),
     )
 
 

@@ -7,7 +7,7 @@ the anchors are points of a shell.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Shell:
             for rows in (own.states, own.pooled)
         )
         assert states is not None
-        return Features(states, pooled)
+        return replace(own, states=states, pooled=pooled)
 
 
 def shell_point(centre: Tensor, spread: float, generator: torch.Generator) -> Tensor:

@@ -39,9 +39,7 @@ class Shift:
         """|S(prompt) - T(prompt)| / |T(prompt) - T(null)| of each prompt: 0 untouched, 1 as far as the empty prompt."""
         with torch.no_grad():
             own = run.features(self.prompts, STUDENT)
-            states = own.states.repeat(_STEPS, 1, 1)
-            pooled = None if own.pooled is None else own.pooled.repeat(_STEPS, 1)
-            said = run.student(Latents(self.x, self.sigma, ()), Features(states, pooled))
+            said = run.student(Latents(self.x, self.sigma, ()), Features.joined([own] * _STEPS))
         moved = self._by_prompt(said - self.said)
         return [a / b if b else 0.0 for a, b in zip(moved, self.pull, strict=True)]
 

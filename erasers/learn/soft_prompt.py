@@ -11,7 +11,7 @@ it would be a thousand times that of the error, and the attack no more than a wa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,8 +51,8 @@ class SoftPrompt:
         leaf = torch.stack([self._start(run, by_text[text]) for text in texts]).requires_grad_()
 
         def attacked(vectors: Tensor) -> Features:
-            rows = [spliced(p.states, p.last + 1, vectors[i]) for p, i in zip(prompts, of_row, strict=True)]
-            return Features(torch.stack(rows), plain.pooled)
+            rows = [spliced(p.read, p.last + 1, vectors[i]) for p, i in zip(prompts, of_row, strict=True)]
+            return replace(plain, states=torch.stack(rows))
 
         adam = torch.optim.AdamW([leaf], lr=self.rate, weight_decay=self.decay)
         for _ in range(self.steps):

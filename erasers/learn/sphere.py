@@ -8,7 +8,7 @@ of the token's own features. The start token says the same in every prompt and s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class Sphere:
         states = own.states.clone()
         rows = states[:, 1:].flatten(0, 1)
         states[:, 1:] = self.around(rows, run.generator).view_as(states[:, 1:])
-        return Features(states, own.pooled)
+        return replace(own, states=states)
 
     def around(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """A point around each of `rows` `[n, d]`, within the bounds.

@@ -69,7 +69,7 @@ class StartFeatures:
 
     def make(self, run: Run, moment: Moment) -> Features:
         plain = run.features([self.prompt] * len(moment[self.rows].x))
-        return Features(edited(self.operator, plain.states), plain.pooled)
+        return replace(plain, states=edited(self.operator, plain.states))
 
 
 def fitted(task: Task, method: str, settings: Mapping[str, Value]) -> ContextOperator:

@@ -72,16 +72,18 @@ def blank() -> Trainables:
     return Trainables({}, [], lambda tensors: {})
 
 
-def chosen_layers(model: Model, where: str, part: str) -> dict[str, nn.Module]:
+def chosen_layers(model: Model, family: Family, where: str, part: str) -> dict[str, nn.Module]:
     """The layers of the denoiser or the text encoder that `where` selects."""
-    return layers.text_layers(model, where) if part == TEXT else layers.denoiser_layers(model, where)
+    return layers.text_layers(model, where) if part == TEXT else layers.denoiser_layers(model, where, family)
 
 
 def flat_shape(module: nn.Module) -> tuple[int, int]:
     """Shape of a layer's weight as a matrix, `(o, i)`; a kernel's places are columns."""
-    assert isinstance(module, nn.Linear | nn.Conv2d)
-    shape = tuple(module.weight.shape)
-    return shape[0], math.prod(shape[1:])
+    if isinstance(module, nn.Conv2d):
+        shape = tuple(module.weight.shape)
+        return shape[0], math.prod(shape[1:])
+    assert isinstance(module, layers.Linear)
+    return module.out_features, module.in_features
 
 
 def added(module: nn.Module, x: Tensor, delta: Tensor) -> Tensor:

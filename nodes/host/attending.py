@@ -1,80 +1,199 @@
-"""Reweighting a prompt's words in the host's cross-attention (erasers/words.py)."""
+"""Reweighting a prompt's words in the host's attention (erasers/words.py).
+
+In a UNet the text features of cross-attention are scaled before the layer makes values of them. In transformers the
+values themselves are, around the host's attention: in cross-attention, or where a prompt's tokens and a picture's
+places look at both together. There a word is turned down for the other tokens too, which would pass it on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 from torch.nn import functional
 
+from ...erasers.errors import GuardError
+from ...erasers.sites import TextKeys
 from ...erasers.words import WordPart
 from .acting import OVERRIDE, Sampling, behind, feature_size
 
-
-def attend(model: ModelPatcher, guard: Any, part: WordPart, key: str) -> None:
-    """Put a part on a clone: as scaled values, which chain, or around attention where that does not do."""
-    if part.renormalise or part.region is not None:
-        options = model.model_options["transformer_options"]
-        options[OVERRIDE] = _around(guard, part, key, options.get(OVERRIDE))
-    else:
-        model.set_model_attn2_patch(_scaled(guard, part, key))
+_BATCH = "lethe.attending.batch"
+_PATCH = 2
+"""Latents a side of a place of a picture, in transformers where the number of places counts."""
 
 
-def _scaled(guard: Any, part: WordPart, key: str) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class _Batch:
+    """A batch on its way into a transformer: tokens of its prompts, and the shape of its latents."""
+
+    tokens: int
+    shape: tuple[int, ...]
+
+    @property
+    def places(self) -> int:
+        """Of a picture."""
+        return -(-self.shape[-2] // _PATCH) * -(-self.shape[-1] // _PATCH)
+
+
+@dataclass(frozen=True, eq=False)
+class _Words:
+    """What reweights words: the guard, its part, the run's key among the options, and where tokens stand."""
+
+    guard: Any
+    part: WordPart
+    key: str
+    keys: TextKeys | None
+
+
+def attend(model: ModelPatcher, guard: Any, part: WordPart, key: str, keys: TextKeys | None) -> None:
+    """Put a part on a clone: as scaled values, which chain, or around attention where that does not do.
+
+    Args:
+        keys: where a transformer's tokens stand; None for UNets.
+    """
+    words = _Words(guard, part, key, keys)
+    if keys is None and not part.renormalise and part.region is None:
+        model.set_model_attn2_patch(_scaled(words))
+        return
+    options = model.model_options["transformer_options"]
+    options[OVERRIDE] = _around(words, options.get(OVERRIDE))
+    if keys is not None:
+        model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, _BATCH)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, _BATCH, _telling)
+
+
+def _telling(
+    executor: Callable[..., Tensor],
+    x: Tensor,
+    t: Tensor,
+    c_concat: Any = None,
+    c_crossattn: Any = None,
+    control: Any = None,
+    transformer_options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """The wrapper that tells attention of the batch."""
+    told = dict(transformer_options or {})
+    if c_crossattn is not None:
+        told[_BATCH] = _Batch(c_crossattn.shape[1], tuple(x.shape))
+    return executor(x, t, c_concat, c_crossattn, control, told, **kwargs)
+
+
+def _scaled(words: _Words) -> Callable[..., Any]:
     def patch(n: Tensor, k: Tensor, v: Tensor, extra_options: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        weights = _weights(guard, part, extra_options, key, k)
+        block = extra_options.get("block")
+        if block is None or block[0] not in words.part.blocks:
+            return n, k, v
+        weights = _weights(words, extra_options, k, k.shape[1])
         return (n, k, v) if weights is None else (n, k, v * weights[..., None])
 
     return patch
 
 
-def _around(guard: Any, part: WordPart, key: str, before: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
-    def override(func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        attention = behind(func, before)
+def _around(words: _Words, before: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
+    part = words.part
 
-        def inner(values: Tensor, **changed: Any) -> Tensor:
-            return attention(q, k, values, *args, **{**kwargs, **changed})
-
+    def override(
+        func: Callable[..., Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: int,
+        mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        attention = partial(behind(func, before), q, k)
         options = kwargs.get("transformer_options") or {}
-        crosses = q.shape[-2] != k.shape[-2]
-        weights = _weights(guard, part, options, key, k) if crosses else None
+        weights = _weights_of_keys(words, q, k, options)
         if weights is None:
-            return inner(v)
+            return attention(v, heads, mask=mask, **kwargs)
         if part.renormalise:
-            changed = inner(v, mask=_bias(weights, q, kwargs.get("mask")))
+            changed = attention(v, heads, mask=_bias(weights, q, mask), **kwargs)
         else:
-            changed = inner(v * (weights[:, None, :, None] if v.ndim == 4 else weights[..., None]))
+            changed = attention(v * _wide(weights, v, kwargs), heads, mask=mask, **kwargs)
         if part.region is None:
             return changed
-        where = _region(part.region, options, q.shape[-2]).to(changed)
-        return torch.lerp(inner(v), changed, where[:, None])
+        where = _region(words, options, q.shape[-2]).to(changed)
+        return torch.lerp(attention(v, heads, mask=mask, **kwargs), changed, where[:, None])
 
     return override
 
 
-def _weights(guard: Any, part: WordPart, options: Mapping[str, Any], key: str, k: Tensor) -> Tensor | None:
-    """Weights `[b, tokens]` for the rows of an attention's keys; None where it does not act."""
-    run: Sampling | None = options.get(key)
-    block = options.get("block")
-    if run is None or block is None or block[0] not in part.blocks:
+def _weights_of_keys(words: _Words, q: Tensor, k: Tensor, options: Mapping[str, Any]) -> Tensor | None:
+    """Weights `[b, keys]` for an attention; None where it is of no words, or the part does not act."""
+    many, block = k.shape[-2], options.get("block")
+    if words.keys is None:
+        crosses = block is not None and block[0] in words.part.blocks and q.shape[-2] != many
+        return _weights(words, options, k, many) if crosses else None
+    batch: _Batch | None = options.get(_BATCH)
+    place = None if batch is None else _place(words.keys, batch, q.shape[-2], many, options)
+    if batch is None or place is None:
         return None
-    if not part.window.holds(run.percent(float(options["sigmas"].flatten()[0]))):
+    weights = _weights(words, options, k, batch.tokens)
+    if weights is None:
+        return None
+    return functional.pad(weights, (place, many - place - batch.tokens), value=1.0)
+
+
+def _place(keys: TextKeys, batch: _Batch, asking: int, many: int, options: Mapping[str, Any]) -> int | None:
+    """The first token's place among an attention's keys; None where it is to the picture or to the prompt alone.
+
+    Args:
+        asking, many: how many look, and at how many.
+
+    Raises:
+        GuardError: cross-attention cannot be told from another.
+    """
+    if not keys.joint:
+        if many != batch.tokens:
+            return None
+        if asking == many:
+            raise GuardError(
+                f"The picture has as many places as its prompt has tokens ({many}), so words cannot be told from them.",
+                "Change the size of the picture.",
+            )
+        return 0
+    if asking != many:
+        return None
+    both = many > keys.before + batch.tokens and "block_type" in options
+    return keys.before if (both if keys.marked else many == keys.before + batch.tokens + batch.places) else None
+
+
+def _weights(words: _Words, options: Mapping[str, Any], k: Tensor, tokens: int) -> Tensor | None:
+    """Weights `[b, tokens]` for the rows of a batch; None where the part does not act."""
+    run: Sampling | None = options.get(words.key)
+    if run is None or not words.part.window.holds(run.percent(float(options["sigmas"].flatten()[0]))):
         return None
     uuids = options["uuids"]
-    own = [run.weights(guard, uuid) for uuid in uuids]
+    own = [run.weights(words.guard, uuid) for uuid in uuids]
     if all(weights is None for weights in own):
         return None
-    count, tokens = len(k) // len(uuids), k.shape[-2]
+    count = len(k) // len(uuids)
     rows = [torch.ones(count, tokens) if w is None else _spread(w, count, tokens) for w in own]
     return torch.cat(rows).to(k)
 
 
 def _spread(weights: Tensor, count: int, tokens: int) -> Tensor:
-    """Weights of a condition for every picture of a batch; the host repeats prompts to a common length."""
-    return weights.repeat(-(-count // len(weights)), tokens // weights.shape[1])[:count]
+    """Weights of a condition for every picture of a batch.
+
+    The host repeats prompts to a common length, and puts zeros in front of some models'.
+    """
+    front = tokens % weights.shape[1]
+    rows = weights.repeat(-(-count // len(weights)), tokens // weights.shape[1])[:count]
+    return functional.pad(rows, (front, 0), value=1.0)
+
+
+def _wide(weights: Tensor, v: Tensor, given: Mapping[str, Any]) -> Tensor:
+    """Weights `[b, keys]` to go with values, which have their heads before or behind the keys, or in their width."""
+    if v.ndim == 3:
+        return weights[..., None]
+    return weights[:, None, :, None] if given.get("skip_reshape") else weights[..., None, None]
 
 
 def _bias(weights: Tensor, q: Tensor, mask: Tensor | None) -> Tensor:
@@ -83,10 +202,18 @@ def _bias(weights: Tensor, q: Tensor, mask: Tensor | None) -> Tensor:
         return bias
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
-    return bias + mask
+    return (bias if mask.ndim < 4 else bias[:, None]) + mask
 
 
-def _region(region: Tensor, options: Mapping[str, Any], places: int) -> Tensor:
-    """The region at the places of an attention's queries, `[places]`."""
-    size = feature_size(options, places)
-    return functional.interpolate(region[None, None].float(), size=size, mode="area").flatten()
+def _region(words: _Words, options: Mapping[str, Any], asking: int) -> Tensor:
+    """The region at the places of an attention's queries, `[asking]`; what is no place of the picture is outside."""
+    assert words.part.region is not None
+    batch: _Batch | None = options.get(_BATCH)
+    front = back = 0
+    if batch is not None and words.keys is not None and words.keys.joint:
+        front = words.keys.before + batch.tokens + -batch.tokens % words.keys.multiple
+        back = -batch.places % words.keys.multiple
+    sized = options if batch is None else {**options, "original_shape": batch.shape}
+    size = feature_size(sized, asking - front - back)
+    found = functional.interpolate(words.part.region[None, None].float(), size=size, mode="area").flatten()
+    return functional.pad(found, (front, back))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -63,7 +65,7 @@ def phrase_rows(clip: Any, family: Family, prompt: str, phrase: str) -> list[ran
     """
     tokens, found, offset = clip.tokenize(prompt), [], 0
     whole = clip.encode_from_tokens(tokens).shape[1]
-    parts = _parts(clip, family)
+    parts = stream_parts(clip, family)
     for part in parts:
         key = token_key(part[-1])
         length = min(len(tokens[token_key(stream)][0]) for stream in part)
@@ -75,7 +77,7 @@ def phrase_rows(clip: Any, family: Family, prompt: str, phrase: str) -> list[ran
     return found
 
 
-def _parts(clip: Any, family: Family) -> list[list[str]]:
+def stream_parts(clip: Any, family: Family) -> list[list[str]]:
     """The streams that follow each other along the tokens, each a list of those beside each other; loaded ones only."""
     model = clip.cond_stage_model
     parts = [part.split("+") for part in family.stream.split("|")]
@@ -90,8 +92,8 @@ def _encode(clip: Any, prompts: list[str], family: Family) -> list[EncodedPrompt
     if len(prompts) > 1 and not (alike and _joins(clip, family)):
         return [found for prompt in prompts for found in _encode(clip, [prompt], family)]
     joined = {key: [chunk for entry in tokens for chunk in entry[key]] for key in tokens[0]}
-    states, pooled = clip.encode_from_tokens(joined, return_pooled=True)
-    states = states.float().cpu()
+    given = clip.encode_from_tokens(joined, return_dict=True)
+    states, pooled = given.pop("cond").float().cpu(), given.pop("pooled_output")
     if states.shape[-1] != family.width:
         raise ConceptError(
             f"This CLIP gives features of width {states.shape[-1]}, the model ({family.title}) reads {family.width}.",
@@ -99,23 +101,35 @@ def _encode(clip: Any, prompts: list[str], family: Family) -> list[EncodedPrompt
         )
     rows = states.reshape(len(prompts), -1, family.width)
     beside: Tensor | None = pooled[0].float().cpu().clone() if family.pooled_stream and pooled is not None else None
-    parts, found = _parts(clip, family), []
+    parts, found = stream_parts(clip, family), []
     keys = [[key for key in map(token_key, part) if key in joined] or list(joined) for part in parts]
     frames = [frame_of(clip, names[-1]) for names in keys]
-    for prompt, entry, state in zip(prompts, tokens, rows, strict=True):
+    besides = _beside(given, len(prompts))
+    for prompt, entry, state, more in zip(prompts, tokens, rows, besides, strict=True):
         own, offset = [], 0
         for part, names, frame in zip(parts, keys, frames, strict=True):
             upto = len(state) if part is parts[-1] else offset + min(len(entry[name][0]) for name in names)
             chunk = read_chunk(frame, entry[frame.key][0])
             own.append(_placed(prompt, state[offset:upto].clone(), chunk, _encoder(family, part[-1]), beside))
             offset = upto
-        found.append(own[0] if len(own) == 1 else joined_parts(own))
+        read = own[0] if len(own) == 1 else joined_parts(own)
+        whole = state.clone() if len(read.states) < len(state) else None
+        found.append(replace(read, whole=whole, beside=more))
     return found
+
+
+def _beside(given: Mapping[str, Any], count: int) -> list[dict[str, Tensor]]:
+    """What the host gives a denoiser beside the features of prompts that it joined end to end, for each prompt."""
+    tensors = {name: value.cpu() for name, value in given.items() if isinstance(value, Tensor)}
+    if count == 1:
+        return [tensors]
+    rows = {name: value.reshape(count, 1, -1, *value.shape[2:]) for name, value in tensors.items()}
+    return [{name: value[row] for name, value in rows.items()} for row in range(count)]
 
 
 def _joins(clip: Any, family: Family) -> bool:
     """Whether prompts of one length may be encoded in one call: their features come end to end, nothing is cut off."""
-    return len(_parts(clip, family)) == 1 and not any(encoder.wrapped for encoder in family.encoders)
+    return len(stream_parts(clip, family)) == 1 and not any(encoder.wrapped for encoder in family.encoders)
 
 
 def _encoder(family: Family, stream: str) -> Encoder:

@@ -6,30 +6,33 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...erasers.concepts import ConceptList
+from ...erasers.errors import FamilyError
 from ...erasers.gates.discriminant import fit_gate, likenesses
-from ...erasers.guard import Guard, Guarding
+from ...erasers.guard import Guard, Guarding, check_family
 from ...erasers.measure.summary import summarise
 from ...erasers.merging import Merge, Merged
+from ...erasers.model import TextTower
 from ...erasers.registry import Method
 from ...erasers.result import Eraser
-from ...erasers.sites import GUARDS, WORDS
+from ...erasers.sites import GUARDS, WORDS, Family
 from ...erasers.spec import Value
 from ...erasers.stack import Stack
-from ...erasers.task import Task
-from ...erasers.words import WordPart
+from ...erasers.task import Encode, Task
+from ...erasers.words import BLOCKS, WordPart
 from .conditioning import encoder_fingerprint, text_encoder
 from .guarding import install
 from .model import HostModel
+from .ordinary import ordinary
 from .patcher import applied_erasers
 from .pictures import encode_pictures
 from .runtime import LOG, grams
 from .sight import HostSight
 from .sites import model_sites
+from .towers import PromptTower
 
 
 def fit_eraser(
@@ -47,7 +50,7 @@ def fit_eraser(
     Returns:
         The eraser, and a summary of what it does to erased, preserved and earlier erased prompts.
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with ordinary(model, clip):
         task = task_of(model, clip, concepts, pooled, vae, vision)
         eraser = method.fit(task, settings)
         return eraser, summarise(eraser, task)
@@ -69,13 +72,16 @@ def guard_model(
         gate: likeness to the concept from which on a prompt is guarded; 0 for every prompt.
         pictures: `[n, h, w, 3]` in 0..1, of the concept; need `vae`.
     """
-    model_sites(model).family.require(GUARDS)
-    with torch.inference_mode(False), torch.no_grad():
+    family = model_sites(model).family
+    family.require(GUARDS)
+    check_family(guard.spec, family)
+    with ordinary(model, clip):
         task = task_of(model, clip, concepts)
+        task = replace(task, texts=_texts(clip, family, task.encode))
         if pictures is not None:
             task = replace(task, pictures=encode_pictures(task.loaded(), vae, pictures))
         plan, fitted = guard.plan(task, settings), fit_gate(task, gate)
-        guarded = install(model, clip, guard.spec.title, plan, fitted if gate else None)
+        guarded = install(model, clip, guard.spec.title, plan, fitted if gate else None, family)
         return *guarded, f"{guard.spec.title}: {guard.spec.summary}\nNeeds: {guard.needs}\n\n{likenesses(fitted, task)}"
 
 
@@ -85,18 +91,23 @@ def reweight(
     """Clones of a MODEL and its CLIP that weigh words as told (`WordPart`).
 
     Raises:
-        FamilyError: the model has more than one text encoder, or no cross-attention.
+        FamilyError: nothing can reach the words in the model's attention, or it has no such blocks.
     """
-    model_sites(model).family.require(WORDS)
-    part = WordPart(HostModel(model, clip).tower(), words, **given)
-    return install(model, clip, "Reweight Attention", Guarding(words=part, reader=part), None)
+    family = model_sites(model).family
+    family.require(WORDS)
+    part = WordPart(_texts(clip, family, text_encoder(clip, family)) or HostModel(model, clip).tower(), words, **given)
+    if not family.is_unet and part.blocks != BLOCKS:
+        raise FamilyError(
+            f"{family.title} has no input, middle and output blocks, as it is no UNet.", "Set blocks to all."
+        )
+    return install(model, clip, "Reweight Attention", Guarding(words=part, reader=part), None, family)
 
 
 def merge_stack(
     merge: Merge, settings: Mapping[str, Value], stack: Stack, model: ModelPatcher | None, clip: Any
 ) -> Merged:
     """Merge a stack, on a model where both it and its text encoder are given; the model stays as it is."""
-    with torch.inference_mode(False), torch.no_grad():
+    with ordinary(model, clip):
         task = None if model is None or clip is None else task_of(model, clip, stack.concepts())
         return merge.merge(stack, task, settings)
 
@@ -118,6 +129,18 @@ def task_of(
         pooled=pooled,
         sight=HostSight(host, vae, vision) if vae is not None and vision is not None else None,
     )
+
+
+def _texts(clip: Any, family: Family, encode: Encode) -> TextTower | None:
+    """A CLIP's text encoders as one; None where there is one CLIP encoder alone.
+
+    Raises:
+        ConceptError: the CLIP is another family's.
+    """
+    if family.is_plain:
+        return None
+    encode([""])
+    return PromptTower.of(clip, family, encode)
 
 
 def warn_of_other_encoder(eraser: Eraser, clip: Any) -> None:

@@ -24,12 +24,18 @@ from ...erasers.errors import GuardError
 from ...erasers.gates.discriminant import Discriminant
 from ...erasers.guard import Guarding, Look, TextPart
 from ...erasers.learn.space import wide
+from ...erasers.sites import Family
 from .attending import attend
 from .beside import push_features, with_references
+from .bridging import Bridged, bridge, with_originals
 from .contrasting import contrast
 from .middle import add_behind_middle
+from .nudging import Nudged, watch
 from .reading import ReadingClip
+from .replacing import replacing_condition
+from .retelling import Along, prediction_along, start_from_pictures
 from .sampling import READINGS, encode_prompt
+from .towers import Strands
 
 KEY = "lethe.guards"
 _LEVELS = 1000
@@ -64,9 +70,18 @@ def installed_guards(model: ModelPatcher) -> tuple[Installed, ...]:
 
 
 def install(
-    model: ModelPatcher, clip: Any, title: str, plan: Guarding, gate: Discriminant | None
+    model: ModelPatcher,
+    clip: Any,
+    title: str,
+    plan: Guarding,
+    gate: Discriminant | None,
+    family: Family | None = None,
 ) -> tuple[ModelPatcher, Any]:
-    """Clones of `model` and `clip` with one more guard, which acts after those that are there."""
+    """Clones of `model` and `clip` with one more guard, which acts after those that are there.
+
+    Args:
+        family: the model's; None for one whose text is a single CLIP encoder's.
+    """
     guard = Installed(title, plan, gate, {prompt: encode_prompt(clip, prompt) for prompt in plan.prompts})
     guards = (*installed_guards(model), guard)
     clone = model.clone()
@@ -76,8 +91,9 @@ def install(
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
     if plan.words is not None:
-        attend(clone, guard, plan.words, KEY)
-    return clone, clip if plan.reader is None else ReadingClip.of(clip, guard, plan.reader)
+        attend(clone, guard, plan.words, KEY, None if family is None else family.text_keys)
+    strands = None if family is None or family.is_plain else Strands(family)
+    return clone, clip if plan.reader is None else ReadingClip.of(clip, guard, plan.reader, strands)
 
 
 @dataclass(eq=False)
@@ -99,6 +115,17 @@ class _Run:
     edited: dict[Any, Tensor] = field(default_factory=dict)
     last: float = float("inf")
     before: dict[Installed, dict[str, Tensor]] = field(default_factory=dict)
+    along: Along = field(default_factory=dict)
+    nudged: Nudged = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nudged = Nudged(self.read)
+
+    def read(self, guard: Installed, uuid: UUID) -> list[Any]:
+        """What a guard made of a condition's tokens, row by row; None for rows that it does not act on."""
+        rows = self.acting[guard].get(uuid)
+        readings = self.readings.get(uuid, {}).get(guard, [None])
+        return [] if rows is None else [own if acts else None for acts, own in _paired(rows, readings)]
 
     def percent(self, sigma: float) -> float:
         """How far sampling has come at a level."""
@@ -151,13 +178,20 @@ def _begin(guards: Sequence[Installed]) -> Callable[..., Any]:
         for guard in active:
             for prompt, conditioning in guard.conditioning.items():
                 guider.conds[_name(guard, prompt)] = comfy.sampler_helpers.convert_cond(conditioning)
+        _replace(guider, active, acting)
         levels = _levels(guider.model_patcher.get_model_object("model_sampling"))
         transformer = options.setdefault("transformer_options", {})
         run = _Run(guider, acting, {c["uuid"]: c.get(READINGS, {}) for c in said}, levels)
         transformer[KEY] = run
         if any(guard.plan.beside for guard in active):
             push_features(transformer)
+        if any(guard.plan.skips for guard in active):
+            bridge(transformer)
+        paths = [(guard, guard.plan.path) for guard in active if guard.plan.path is not None]
+        start_from_pictures(options, run.rows, paths, run.along, lambda g, prompt: guider.conds[_name(g, prompt)], KEY)
         add_behind_middle(transformer, run, [(g, g.plan.middle) for g in active if g.plan.middle is not None])
+        if any(guard.plan.nudge for guard in active):
+            watch(transformer)
         contrast(transformer, run, [(g, g.plan.attention) for g in active if g.plan.attention is not None], KEY)
         try:
             return executor(*args, **kwargs)
@@ -206,6 +240,23 @@ def _acting(guard: Installed, said: Sequence[Mapping[str, Any]]) -> dict[UUID, T
     return found
 
 
+def _replace(guider: Any, active: Sequence[Installed], acting: Mapping[Installed, Mapping[UUID, Tensor]]) -> None:
+    """Give the host the prompts that guards put in the place of the picture's, as conditions of their own."""
+    for guard in active:
+        for cond in guider.conds["positive"]:
+            pairs = _paired(acting[guard][cond["uuid"]], cond.get(READINGS, {}).get(guard, [None]))
+            made = replacing_condition(cond, pairs)
+            if made is None:
+                continue
+            others = [own for own in active if own is not guard and own.plan.reader is not None]
+            if others:
+                raise GuardError(
+                    f"{guard.title} rewrites this prompt, and {others[0].title} acts on tokens of the first one.",
+                    "Use one of the two.",
+                )
+            guider.conds[_name(guard, str(cond["uuid"]))] = [made]
+
+
 def _name(guard: Installed, prompt: str) -> str:
     return f"{KEY} {id(guard)} {prompt}"
 
@@ -226,6 +277,10 @@ def _predict(guards: Sequence[Installed]) -> Callable[..., Any]:
         prompts = {uuid for rows in run.acting.values() for uuid in rows}
         place = next((i for i, own in enumerate(conds) if own and {c.get("uuid") for c in own} & prompts), None)
         asked = [[_edited(run, guards, c, percent) for c in own] if i == place else own for i, own in enumerate(conds)]
+        if place is not None:
+            executor = with_originals(executor, _bridged(run, guards, conds[place], percent))
+            nudging = [(guard, guard.plan.nudge) for guard in guards if guard.plan.nudge is not None]
+            x = run.nudged.look(executor, nudging, (model, asked[place], x, timestep, options), percent)
         if place != 0 or len(conds) != 2 or conds[1] is None:
             # A look of another node's own: no guidance is made of it, so there is nothing to mix.
             return executor(model, asked, x, timestep, options)
@@ -244,9 +299,8 @@ def _predict(guards: Sequence[Installed]) -> Callable[..., Any]:
         run.step_to(sigma)
         for guard in mixing:
             own = {prompt: found[guard, prompt] for prompt in guard.plan.prompts}
-            look = Look(
-                x, timestep, percent, said, unsaid, own, run.memory.setdefault(guard, {}), found.get((guard, None))
-            )
+            memory, along = run.memory.setdefault(guard, {}), prediction_along(run.along.get(guard), sigma)
+            look = Look(x, timestep, percent, said, unsaid, own, memory, found.get((guard, None)), along)
             rows = wide(run.rows(guard, len(x)).to(x), x).bool()
             said, unsaid = (
                 torch.where(rows, new, old) for new, old in zip(_mix(guard, look), (said, unsaid), strict=True)
@@ -254,6 +308,18 @@ def _predict(guards: Sequence[Installed]) -> Callable[..., Any]:
         return [said, unsaid]
 
     return wrapper
+
+
+def _bridged(run: _Run, guards: Sequence[Installed], said: Sequence[Any], percent: float) -> list[Bridged]:
+    """Parts that act where prompts are edited now, each with the prompt as it is without its own guard."""
+    found = []
+    for guard in guards:
+        rows = {c["uuid"]: holds for c in said if (holds := _holding(run, guard, c, percent))}
+        if guard.plan.skips is not None and rows:
+            others = [other for other in guards if other is not guard]
+            originals = [_edited(run, others, c, percent) for c in said if c["uuid"] in rows]
+            found.append(Bridged(guard.plan.skips, rows, originals))
+    return found
 
 
 def _mixes(run: _Run, guard: Installed, said: Sequence[Mapping[str, Any]], count: int, percent: float) -> bool:
@@ -277,15 +343,24 @@ def _edited(run: _Run, guards: Sequence[Installed], cond: Mapping[str, Any], per
             acting.append((guard, guard.plan.text, holds, cond.get(READINGS, {}).get(guard, [None])))
     if not acting:
         return cond
+    drawn, edits = cond, []
+    for entry in acting:
+        replaced = run.guider.conds.get(_name(entry[0], str(cond["uuid"])))
+        if replaced is None:
+            edits.append(entry)
+        else:
+            drawn = replaced[0]
+    given = drawn["model_conds"]
+    if not edits:
+        return {**cond, "model_conds": given}
     key = (cond["uuid"], *((guard, holds) for guard, _, holds, _ in acting))
-    inner = cond["model_conds"]["c_crossattn"]
+    inner = given["c_crossattn"]
     if key not in run.edited:
         states = inner.cond
-        for _, part, holds, readings in acting:
-            states = _edit_rows(part, states, holds, readings)
+        for _, part, holds, readings in edits:
+            states = _edit_rows(part, states, holds, readings, drawn["cross_attn"].shape[1])
         run.edited[key] = states
-    changed = inner._copy_with(run.edited[key])
-    return {**cond, "model_conds": {**cond["model_conds"], "c_crossattn": changed}}
+    return {**cond, "model_conds": {**given, "c_crossattn": inner._copy_with(run.edited[key])}}
 
 
 def _holding(run: _Run, guard: Installed, cond: Mapping[str, Any], percent: float) -> tuple[bool, ...]:
@@ -298,11 +373,16 @@ def _holding(run: _Run, guard: Installed, cond: Mapping[str, Any], percent: floa
     return tuple(holds) if any(holds) else ()
 
 
-def _edit_rows(part: TextPart, states: Tensor, holds: Sequence[bool], readings: Sequence[Any]) -> Tensor:
-    rows = max(len(holds), len(states))
+def _edit_rows(part: TextPart, states: Tensor, holds: Sequence[bool], readings: Sequence[Any], tokens: int) -> Tensor:
+    """Rows `[n, ..., d]` of a condition of so many tokens; some models have zeros put in front of them."""
+    rows, front = max(len(holds), len(states)), states.shape[1] % tokens if states.shape[1] > tokens else 0
     states = states.expand(rows, -1, -1)
     pairs = _paired(torch.tensor(holds), readings, rows)
-    return torch.stack([part.edit(row, own) if acts else row for row, (acts, own) in zip(states, pairs, strict=True)])
+    found = [
+        torch.cat([row[:front], part.edit(row[front:], own)]) if acts else row
+        for row, (acts, own) in zip(states, pairs, strict=True)
+    ]
+    return torch.stack(found)
 
 
 def _paired(rows: Tensor, readings: Sequence[Any], count: int = 0) -> list[tuple[bool, Any]]:

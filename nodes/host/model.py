@@ -21,25 +21,39 @@ from torch import Tensor, nn
 
 from ...erasers.errors import FamilyError
 from ...erasers.learn.checkpoint import checkpointed
-from ...erasers.learn.space import EPS, FLOW, V, own_space
+from ...erasers.learn.space import COSMOS, EDM, EPS, FLOW, V, own_space
 from ...erasers.model import TextTower, Token
 from ...erasers.result import ContextOperator
 from .conditioning import end_token, token_ids
+from .gradients import differentiable, spelled_out
+from .ordinary import make_ordinary
 from .patcher import HOOK, applied_erasers, effective_weight, hook_operator
 from .runtime import each
 from .sampling import READINGS, encode_prompt, prompts_at_once
 from .sites import HostSites, model_sites
 
-_NOT_TRAINED = (comfy.model_sampling.X0, comfy.model_sampling.EDM, comfy.model_sampling.IMG_TO_IMG_FLOW)
+_NOT_TRAINED = (comfy.model_sampling.X0, comfy.model_sampling.IMG_TO_IMG_FLOW)
+_KINDS = {
+    comfy.model_sampling.CONST: FLOW,
+    comfy.model_sampling.COSMOS_RFLOW: COSMOS,
+    comfy.model_sampling.EDM: EDM,
+    comfy.model_sampling.V_PREDICTION: V,
+    comfy.model_sampling.EPS: EPS,
+}
+"""Classes after those that derive from them."""
 _BATCH = 8
 """Pictures drawn at a time: few enough for the memory that one at full size leaves."""
 
 
 class HostModel:
-    """The loaded model; fulfils `erasers.model.Model`."""
+    """The loaded model; fulfils `erasers.model.Model`.
 
-    def __init__(self, model: ModelPatcher, clip: Any) -> None:
-        self.patcher, self.clip = model, clip
+    Args:
+        pixels: width and height of the pictures it is asked for; 0 for the family's own.
+    """
+
+    def __init__(self, model: ModelPatcher, clip: Any, pixels: int = 0) -> None:
+        self.patcher, self.clip, self.pixels = model, clip, pixels
 
     @cached_property
     def found(self) -> HostSites:
@@ -83,7 +97,7 @@ class HostModel:
 
         def encode(rows: Sequence[Sequence[Token]]) -> tuple[Tensor, Tensor]:
             comfy.model_management.load_models_gpu([self.clip.patcher], force_full_load=True)
-            _ordinary(encoder)
+            make_ordinary(encoder)
             inner.reset_clip_options()
             if self.clip.layer_idx is not None:
                 inner.set_clip_options({"layer": self.clip.layer_idx})
@@ -109,9 +123,7 @@ class HostModel:
         operator: ContextOperator | None = None,
     ) -> Tensor:
         patcher = self.patcher if operator is None else hook_operator(self.patcher, self.found.family, operator)
-        side = self.found.family.pixels // 8
-        channels = self.patcher.model.latent_format.latent_channels
-        noise = torch.randn(len(prompts), channels, side, side, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(len(prompts), *self.latent_shape(), generator=torch.Generator().manual_seed(seed))
         against, found = encode_prompt(self.clip, ""), []
         batches = list(zip(_chunks(prompts), noise.split(_BATCH), strict=True))
         for chunk, own in each(batches, len(batches)):
@@ -143,25 +155,25 @@ class HostModel:
         x = sampling.noise_scaling(wide, noise.to(device), latents.to(device))
         look = _OneLook(x, sigmas)
         # A guided look is what a sampler's step sees: every hook of the host that guards may use takes part.
-        comfy.sample.sample_custom(
-            self.patcher,
-            torch.zeros_like(x),
-            cfg,
-            look,
-            sigmas[:1],
-            # Features of no prompt: guards that read tokens have nothing to read.
-            [[context, {READINGS: {}}]],
-            encode_prompt(self.clip, ""),
-            torch.zeros_like(x),
-            disable_pbar=True,
-            seed=0,
-        )
+        with differentiable(self.patcher.model.diffusion_model):
+            comfy.sample.sample_custom(
+                self.patcher,
+                torch.zeros_like(x),
+                cfg,
+                look,
+                sigmas[:1],
+                # Features of no prompt: guards that read tokens have nothing to read.
+                [[context, {READINGS: {}}]],
+                encode_prompt(self.clip, ""),
+                torch.zeros_like(x),
+                disable_pbar=True,
+                seed=0,
+            )
         return ((x - look.denoised) / wide).float().cpu()
 
     def prediction(self) -> str:
-        known = {comfy.model_sampling.CONST: FLOW, comfy.model_sampling.V_PREDICTION: V, comfy.model_sampling.EPS: EPS}
         sampling = self.patcher.get_model_object("model_sampling")
-        for base, kind in known.items():
+        for base, kind in _KINDS.items():
             if isinstance(sampling, base) and not isinstance(sampling, _NOT_TRAINED):
                 return kind
         raise FamilyError(f"{type(sampling).__mro__[2].__name__} predictions cannot be trained.", "Use another model.")
@@ -171,9 +183,11 @@ class HostModel:
         highest = float(sampling.sigma_max)
         return torch.tensor([min(float(sampling.percent_to_sigma(p)), highest) for p in percent.tolist()])
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        side = self.found.family.pixels // 8
-        return self.patcher.model.latent_format.latent_channels, side, side
+    def latent_shape(self) -> tuple[int, ...]:
+        shape = self.patcher.model.latent_format
+        side = (self.pixels or self.found.family.pixels) // shape.spacial_downscale_ratio
+        # Of a video, one frame: what is taught is what a picture shows.
+        return shape.latent_channels, *[1] * (shape.latent_dimensions - 2), side, side
 
     def device(self) -> torch.device:
         return self.patcher.load_device
@@ -182,26 +196,65 @@ class HostModel:
     def ready(self, checkpoint: bool = False, bf16: bool = False) -> Iterator[None]:
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         denoiser = self.patcher.model.diffusion_model
-        _ordinary(self.patcher.model)
+        make_ordinary(self.patcher.model)
         with ExitStack() as stack:
             if checkpoint:
-                stack.enter_context(checkpointed(denoiser))
+                stack.enter_context(checkpointed(denoiser, lambda: spelled_out(denoiser)))
             stack.enter_context(torch.autocast(self.patcher.load_device.type, torch.bfloat16, enabled=bf16))
+            stack.enter_context(differentiable(denoiser))
             yield
 
-    def predict(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor | None = None) -> Tensor:
-        model, device = self.patcher.model, self.patcher.load_device
+    def predict(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        pooled: Tensor | None = None,
+        beside: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        device = self.patcher.load_device
         x, sigma = x.to(device), sigma.to(device)
-        size = {"width": x.shape[-1] * 8, "height": x.shape[-2] * 8}
-        given = {"cross_attn": context.to(device), "pooled_output": pooled, "prompt_type": "positive"}
-        conds = model.extra_conds(device=device, noise=x, latent_image=torch.zeros_like(x), **size, **given)
-        found = {name: cond.process_cond(batch_size=len(x), area=None).cond for name, cond in conds.items()}
+        given = {"cross_attn": context, "pooled_output": pooled, **(beside or {})}
+        if not beside:
+            return self._pass(x, sigma, {name: cond.cond for name, cond in self._conds(x, given).items()})
+        # Prompt by prompt, as the host does: some conditions are single figures about a prompt.
+        each = [
+            {name: None if own is None else own[row : row + 1] for name, own in given.items()} for row in range(len(x))
+        ]
+        conds = [self._conds(x[row : row + 1], own) for row, own in enumerate(each)]
+        first, others = conds[0], conds[1:]
+        if all(own.keys() == first.keys() and all(first[n].can_concat(own[n]) for n in own) for own in others):
+            found = {name: cond.concat([own[name] for own in others]) for name, cond in first.items()}
+            return self._pass(x, sigma, found)
+        rows = [
+            self._pass(x[row : row + 1], sigma[row : row + 1], {name: cond.cond for name, cond in own.items()})
+            for row, own in enumerate(conds)
+        ]
+        return torch.cat(rows)
+
+    def _pass(self, x: Tensor, sigma: Tensor, found: Mapping[str, Any]) -> Tensor:
+        """The prediction under what `_conds` made."""
         options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)["transformer_options"]
         wrappers = options.setdefault("wrappers", {})
         comfy.patcher_extension.merge_nested_dicts(wrappers, self.patcher.wrappers, copy_dict1=False)
         options |= {"cond_or_uncond": [0], "sigmas": sigma}
-        denoised = model.apply_model(x, sigma, transformer_options=options, **found)
+        denoised = self.patcher.model.apply_model(x, sigma, transformer_options=options, **found)
         return own_space(self.prediction(), x, sigma, denoised).float().cpu()
+
+    def _conds(self, x: Tensor, given: Mapping[str, Tensor | None]) -> dict[str, Any]:
+        """What the model is given beside `x`, as the host makes it of features of as many prompts."""
+        device = self.patcher.load_device
+        moved = {name: None if own is None else own.to(device) for name, own in given.items()}
+        conds = self.patcher.model.extra_conds(
+            device=device,
+            noise=x,
+            latent_image=torch.zeros_like(x),
+            width=x.shape[-1] * 8,
+            height=x.shape[-2] * 8,
+            prompt_type="positive",
+            **moved,
+        )
+        return {name: cond.process_cond(batch_size=len(x), area=None) for name, cond in conds.items()}
 
 
 class _OneLook(comfy.samplers.Sampler):
@@ -212,19 +265,10 @@ class _OneLook(comfy.samplers.Sampler):
         self.denoised = x
 
     def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        _ordinary(model_wrap.inner_model)
+        make_ordinary(model_wrap.inner_model)
         self.denoised = model_wrap(self.x, self.sigmas, **extra_args)
         return self.denoised.detach()
 
 
 def _chunks(prompts: list[str]) -> list[list[str]]:
     return [prompts[i : i + _BATCH] for i in range(0, len(prompts), _BATCH)]
-
-
-def _ordinary(module: nn.Module) -> None:
-    """Replace tensors that were made in inference mode, which autograd refuses, by equal ones that it takes."""
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        if value.is_inference():
-            is_parameter = isinstance(value, nn.Parameter)
-            replace = comfy.utils.set_attr_param if is_parameter else comfy.utils.set_attr_buffer
-            replace(module, name, value.clone())

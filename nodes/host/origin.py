@@ -7,11 +7,9 @@ from typing import Any
 import comfyui_version
 from comfy.model_patcher import ModelPatcher
 
-from ...erasers.provenance import eraser_fingerprint, fingerprint, versions
+from ...erasers.provenance import denoiser_fingerprint, eraser_fingerprint, versions
 from .conditioning import encoder_fingerprint
 from .patcher import applied_erasers
-
-_SAMPLED = 24
 
 
 def origin(before: ModelPatcher, after: ModelPatcher, clip: Any, clip_after: Any) -> dict[str, object]:
@@ -27,7 +25,7 @@ def origin(before: ModelPatcher, after: ModelPatcher, clip: Any, clip_after: Any
         for entry in applied_erasers(after)
     ]
     return {
-        "denoiser": denoiser_fingerprint(before),
+        "denoiser": denoiser_fingerprint(before.model_state_dict("diffusion_model.")),
         "text encoder": encoder_fingerprint(clip),
         "text encoder after": encoder_fingerprint(clip_after),
         "patches before": len(before.patches),
@@ -35,13 +33,6 @@ def origin(before: ModelPatcher, after: ModelPatcher, clip: Any, clip_after: Any
         "erasers": erasers,
         "versions": versions() | {"comfyui": comfyui_version.__version__},
     }
-
-
-def denoiser_fingerprint(model: ModelPatcher) -> str:
-    """A short hash of some of the denoiser's own weights, patches aside."""
-    weights = {name: value for name, value in model.model_state_dict("diffusion_model.").items() if value.ndim == 2}
-    chosen = sorted(weights)[:: max(1, len(weights) // _SAMPLED)]
-    return fingerprint((name, weights[name][:16]) for name in chosen)
 
 
 def eraser_title(model: ModelPatcher) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -13,13 +12,13 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 from comfy_execution.graph_utils import ExecutionBlocker
-from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
 from ...erasers.errors import ConceptError, EraserFileError
 from ...erasers.store.atomic import write_bytes
 from ...erasers.store.preserve_cache import PreserveCache
+from ...erasers.store.report_files import save_report
 
 LOG = logging.getLogger("lethe")
 SUFFIX = ".safetensors"
@@ -102,10 +101,7 @@ def write_report(name: str, page: str, content: str, chart: Tensor) -> None:
     Raises:
         EraserFileError: the name leads out of the folder, or the disk is full.
     """
-    image = io.BytesIO()
-    Image.fromarray((chart[0] * 255).round().byte().numpy()).save(image, "png")
-    for suffix, data in ((".md", page.encode()), (".json", content.encode()), (".png", image.getvalue())):
-        write_bytes(inside(_output(), f"{name}{suffix}"), data)
+    save_report(inside(_output(), name), page, content, chart)
 
 
 def embedding_path(name: str) -> Path:

@@ -111,19 +111,31 @@ def find_phrase(clip: Any, key: str, prompt: str, phrase: str) -> list[range]:
     """
     frame = frame_of(clip, key)
     chunk = read_chunk(frame, clip.tokenize(prompt)[key][0])
+    places = phrase_places(clip, frame, chunk.content, phrase, prompt)
+    return [range(chunk.start + place.start, chunk.start + place.stop) for place in places]
+
+
+def phrase_places(clip: Any, frame: Frame, content: Sequence[int], phrase: str, text: str) -> list[range]:
+    """Where a phrase stands among a prompt's own tokens, whose text is given too (`find_phrase`)."""
 
     def read(text: str) -> tuple[int, ...]:
-        return read_chunk(frame, tokenize(clip, text)[key][0]).content
+        return read_chunk(frame, tokenize(clip, text)[frame.key][0]).content
 
-    found = set[tuple[int, int]]()
-    for own in (read(phrase), read(f"a {phrase}")[len(read("a")) :]):
-        found |= {(start, start + len(own)) for start in places_of(chunk.content, own) if own}
-    if not found and phrase in prompt:
-        place = prompt.index(phrase)
-        before, upto = read(prompt[:place]), read(prompt[: place + len(phrase)])
-        shared = _common(upto, chunk.content)
-        found = {(_common(before, chunk.content), shared + (shared < len(upto)))}
-    return [range(chunk.start + start, chunk.start + stop) for start, stop in sorted(found) if stop > start]
+    found, alone, behind = set[tuple[int, int]](), read("a"), read(f"a {phrase}")
+    # Some tokenizers lose blanks: what stands behind a word then begins in it.
+    for own in (read(phrase), behind[len(alone) :] if behind[: len(alone)] == alone else ()):
+        found |= {(start, start + len(own)) for start in places_of(content, own) if own}
+    if not found and phrase in text:
+        place = text.index(phrase)
+        before, upto = read(text[:place]), read(text[: place + len(phrase)])
+        shared = _common(upto, content)
+        found = {(_common(before, content), shared + (shared < len(upto)))}
+    return [range(start, stop) for start, stop in sorted(found) if stop > start]
+
+
+def plain_text(frame: Frame, content: Sequence[int]) -> str:
+    """The text of a prompt's own tokens; what stands in place of a vector is left out."""
+    return frame.tokenizer.tokenizer.decode([number for number in content if number >= 0]).strip()
 
 
 def _unpadded(ids: tuple[int, ...], tokenizer: Any) -> tuple[int, tuple[int, ...]]:

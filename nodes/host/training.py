@@ -29,6 +29,7 @@ from ...erasers.spec import Value
 from ...erasers.task import Task
 from .fit import task_of
 from .model import HostModel
+from .ordinary import ordinary
 from .patcher import applied_erasers
 from .pictures import encode_pictures, fitted_regions
 from .runtime import LOG
@@ -50,6 +51,7 @@ class Wish:
         on_interrupt: DISCARD or KEEP.
         keep_state: whether the eraser can be trained on.
         checkpoint, bf16: see `Model.ready`.
+        pixels: width and height of the pictures it is trained on.
         seen: says of pictures whether they show the concept, to stop early; None not to.
     """
 
@@ -63,6 +65,7 @@ class Wish:
     keep_state: bool = True
     checkpoint: bool = False
     bf16: bool = False
+    pixels: int = 0
     seen: Callable[[Tensor], Tensor] | None = None
 
 
@@ -89,9 +92,10 @@ def train_eraser(
         SettingError: pictures without a VAE; a model that carries the eraser to go on from.
     """
     _check_resumed(model, resumed)
-    with torch.inference_mode(False), torch.no_grad():
+    with ordinary(model, clip):
         task = task_of(model, clip, concepts)
         task.family.require(TRAINING)
+        task = replace(task, model=HostModel(model, clip, wish.pixels))
         if pictures is not None:
             latents = encode_pictures(task.loaded(), vae, pictures)
             task = replace(task, pictures=latents, regions=fitted_regions(regions, latents))
@@ -179,7 +183,9 @@ class Watcher:
         with torch.no_grad():
             said, unsaid = run.features(prompts, STUDENT), run.features([""] * len(prompts), STUDENT)
             x = roll(run.model, run.student, noise * sigmas[0], sigmas, said, unsaid, _PREVIEW_CFG)
-        return self.vae.decode(self._own(run).process_latent_out(x))[..., :3].float().cpu()
+        pictures = self.vae.decode(self._own(run).process_latent_out(x))
+        # A video's VAE gives frames: the first of them.
+        return (pictures[:, 0] if pictures.ndim == 5 else pictures)[..., :3].float().cpu()
 
     def _own(self, run: Run) -> Any:
         assert isinstance(run.model, HostModel)

@@ -34,6 +34,6 @@ def test_gated_stacks_keep_untouched_concepts_within_a_point_at_twenty() -> None
 
 
 def test_one_small_measurement_runs() -> None:
-    row = stacking.measure(1, 4, "uce", (1,), {"gated": ("gated", {"gate": "transport"})})[0]
+    row = stacking.measure(1, 4, "uce", (1,), {"gated": stacking.Setting("gated", {"gate": "transport"})}, ())[0]
     assert row["mode"] == "gated"
     assert row["near"] == row["near_before"]

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from lethe.erasers.clip_folder import FolderSight
 from lethe.erasers.concepts import ConceptList
-from lethe.erasers.demo.world import WEIGHTS
 from lethe.erasers.errors import FamilyError, SettingError
 from lethe.erasers.probe import View
 from lethe.erasers.prompts import PromptRow
 from lethe.erasers.registry import probe_named
 from PIL import Image
+from tiny_pipeline import save_clip
 from torch import Tensor
 from torchmetrics.functional.multimodal import clip_score
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPModel, CLIPProcessor
 
 PROMPTS = ["a red ball", "a box on a field", "a star " * 60]
 
@@ -29,27 +29,7 @@ PROMPTS = ["a red ball", "a box on a field", "a star " * 60]
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random CLIP as its own library saves it."""
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    sizes = {name: text[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers")}
-    vision = sizes | {"num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.2 * torch.randn(weight.shape))
-    model.save_pretrained(folder)
-    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.3] * 3)
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    save_clip(folder)
     return folder
 
 

@@ -7,7 +7,8 @@ import torch
 from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.errors import ConceptError
 from lethe.erasers.gates.discriminant import fit_gate
-from lethe.erasers.rewrite import chunk_content, wordbook
+from lethe.erasers.model import Strand
+from lethe.erasers.rewrite import wordbook
 from toy_tower import ToyModel
 from word_tower import END, TOKENS, WIDTH, WordTower, wordbook_of
 
@@ -62,10 +63,10 @@ def test_vectors_are_no_names_but_are_looked_at(tower: WordTower) -> None:
 
 def test_chunks_lose_their_frame(tower: WordTower) -> None:
     own = tower.tower()
-    assert chunk_content(own.ids("a red ball"), END) == own.content("a red ball")
-    assert chunk_content(own.ids(""), END) == []
+    assert own.spoken([own.ids("a red ball")]) == [own.content("a red ball")]
     full = [*own.ids("")[:1], *range(TOKENS - 1)]
-    assert chunk_content(full, END) == full[1:]
+    assert own.spoken([own.ids(""), full]) == [[], full[1:]]
+    assert own.spoken([Strand.of([5, 6, 7, 8], range(2, 3), "t5xxl")]) == [[7]]
 
 
 def test_a_task_gives_names_and_the_gates_readers_in_one_order() -> None:
@@ -78,7 +79,7 @@ def test_a_task_gives_names_and_the_gates_readers_in_one_order() -> None:
     for number, name in enumerate(("ball", "orb", "cat")):
         alone = fit_gate(model.task(kept.with_concept(Concept(name))), 0.5)
         assert torch.allclose(book.gate.readers[number], alone.readers[0])
-    assert torch.equal(book.features([[1, 2], [3]])[12:], model.read([book.tower.padded([3])])[0][0])
+    assert torch.equal(book.tower.features([[1, 2], [3]])[12:], model.read([book.tower.padded([3])])[0][0])
     with pytest.raises(ConceptError, match="no concept"):
         wordbook(model.task(ConceptList()), 0.5)
 

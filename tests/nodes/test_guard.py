@@ -10,11 +10,17 @@ import torch
 from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.errors import GuardError, SettingError
 from lethe.erasers.registry import guards
+from lethe.erasers.sites import A_PICTURE
 
 BALL = ConceptList(lists=("demo-world",)).with_concept(Concept("ball", "box"))
 PROMPT, OTHER = "a large red ball, flat style, on paper", "a large red tree, flat style, on paper"
 GATE = 0.45
-FEWER: dict[str, dict[str, Any]] = {"h_space": {"steps": 3, "pictures": 2}, "negtome": {"threshold": 0.5}}
+FEWER: dict[str, dict[str, Any]] = {
+    "elucd": {"steps": 3, "pictures": 1},
+    "h_space": {"steps": 3, "pictures": 2},
+    "negtome": {"threshold": 0.5},
+    "scaling": {"rounds": 1},
+}
 """Settings that keep a training to seconds, and that let a guard act on a few steps."""
 
 
@@ -22,10 +28,17 @@ def guarded(demo: Any, name: str, gate: float = 0.0, settings: dict[str, Any] | 
     """MODEL, CLIP and summary behind a guard."""
     from lethe.nodes.guard import LetheGuard
 
+    chosen = {"guard": name, **FEWER.get(name, {}), **(settings or {})}
+    pictured = A_PICTURE in guards()[name].spec.wants
+    given = {"images": torch.full((1, 128, 128, 3), 0.5), "vae": demo_vae()} if pictured else {}
     with torch.inference_mode():
-        return LetheGuard.execute(
-            demo[0], demo[1], BALL, gate, guard={"guard": name, **FEWER.get(name, {}), **(settings or {})}
-        ).result
+        return LetheGuard.execute(demo[0], demo[1], BALL, gate, guard=chosen, **given).result
+
+
+def demo_vae() -> Any:
+    from lethe.nodes.demo import LetheDemoModel
+
+    return LetheDemoModel.execute().result[2]
 
 
 def sample(model: Any, clip: Any, prompt: str = PROMPT, cfg: float = 4.0, steps: int = 6, size: int = 128) -> Any:

@@ -72,3 +72,39 @@ def test_an_edit_a_stack_and_a_lora_act_on_it(case: Any) -> None:
     assert torch.equal(draw(gated, OTHER, reading), draw(model, OTHER))
     assert torch.equal(draw(model), plain)
     assert quantised.same_bits(before, quantised.kept(model.model))
+
+
+def test_a_guard_and_reweighted_words_act_on_it(case: Any) -> None:
+    from lethe.nodes.attention import LetheAttention
+    from lethe.nodes.guard import LetheGuard
+
+    name, _, model, clip = case
+    before = quantised.kept(model.model)
+    plain = tiny_models.sample(name, model, clip, PROMPT)
+    with torch.inference_mode():
+        guarded = LetheGuard.execute(model, clip, CONCEPTS, 0.0, guard={"guard": "sld", "strength": "max"}).result[:2]
+        muted = LetheAttention.execute(model, clip, "cat: 0", 0.0, 0.0, 1.0, "all", "scale").result[:2]
+    for changed, reading in (guarded, muted):
+        found = tiny_models.sample(name, changed, reading, PROMPT)
+        assert torch.isfinite(found).all()
+        assert share(found, plain) > 1e-4
+    assert torch.equal(tiny_models.sample(name, model, clip, PROMPT), plain)
+    assert quantised.same_bits(before, quantised.kept(model.model))
+
+
+@pytest.mark.parametrize("form", ["float8_e4m3fn", "int8_tensorwise"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_adapters_train_beside_it(parts: Any, name: str, form: str) -> None:
+    from lethe.nodes.train import LetheTrain
+
+    clip, sites = parts[name][1], "text stream" if name == "flux" else "cross"
+    esd = {"recipe": "esd", "templates": "none", "sampling_steps": 2, "trajectories": 2, "form": "low rank"}
+    with torch.inference_mode():
+        model = quantised.quantised(parts[name][0], form)
+        before, plain = quantised.kept(model.model), tiny_models.sample(name, model, clip, PROMPT)
+        chosen = {"steps": 3, "learning_rate": 0.05, "rank": 2, "batch": 2, "look_every": 0, "pixels": 64}
+        trained = LetheTrain.execute(model, clip, CONCEPTS, recipe={**esd, "sites": sites}, **chosen).result
+    assert all(0 < loss < float("inf") for loss in trained[3]["loss"])
+    assert share(tiny_models.sample(name, trained[0], clip, PROMPT), plain) > 1e-3
+    assert torch.equal(tiny_models.sample(name, model, clip, PROMPT), plain)
+    assert quantised.same_bits(before, quantised.kept(model.model))

@@ -131,6 +131,13 @@ SD3 = {
     "pos_embed_scaling_factor": None,
     "x_block_self_attn_layers": [],
 }
+SMALL_SD3 = {
+    "depth": 1,
+    "num_patches": 64,
+    "pos_embed_max_size": 8,
+    "num_blocks": 2,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 64}},
+}
 LUMINA2 = {
     "image_model": "lumina2",
     "patch_size": 2,
@@ -275,6 +282,14 @@ HIDREAM = {
     "out_channels": 16,
     "patch_size": 2,
     "text_emb_dim": 2048,
+}
+SMALL_HIDREAM = {
+    "attention_head_dim": 32,
+    "axes_dims_rope": [8, 12, 12],
+    "llama_layers": [0, 1],
+    "num_attention_heads": 2,
+    "num_layers": 1,
+    "num_single_layers": 1,
 }
 QWEN = {
     "image_model": "qwen_image",

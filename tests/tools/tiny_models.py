@@ -35,7 +35,9 @@ from host_configs import (
     SD3,
     SMALL_FLUX,
     SMALL_FLUX2,
+    SMALL_HIDREAM,
     SMALL_LUMINA,
+    SMALL_SD3,
     SMALL_UNET,
     UNET,
     WAN,
@@ -88,12 +90,6 @@ def _llm(name: str, **also: Any) -> dict[str, Any]:
     return {f"{name}_model_config": {**_LLM, **also}}
 
 
-def _sd1() -> tuple[Any, Any]:
-    import comfy.sd1_clip
-
-    return comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel
-
-
 def _of(module: str, tokenizer: str, model: str, **given: Any) -> Callable[[], tuple[Any, Any]]:
     """The tokenizer and model classes of a host module; `given` are arguments of the model's factory."""
 
@@ -113,19 +109,22 @@ def _chroma_clip() -> tuple[Any, Any]:
     return host.PixArtTokenizer, host.pixart_te()
 
 
-def _spiece(find: Callable[[], tuple[Any, Any]], **special: int) -> Callable[[], tuple[Any, Any]]:
-    """Classes whose vocabulary comes with the checkpoint: given a small one with the same ids of special tokens."""
+def _spiece(find: Callable[[], tuple[Any, Any]], owner: str = "", **special: int) -> Callable[[], tuple[Any, Any]]:
+    """Classes whose vocabulary comes with the checkpoint: `owner` is given one with the same ids of special tokens."""
 
     def found() -> tuple[Any, Any]:
         tokenizer, model = find()
 
         def make(embedding_directory: Any = None, tokenizer_data: Any = None) -> Any:
-            data = {**(tokenizer_data or {}), "spiece_model": _vocabulary(tuple(special.items()))}
+            data = {**(tokenizer_data or {}), f"{owner}spiece_model": _vocabulary(tuple(special.items()))}
             return tokenizer(embedding_directory=embedding_directory, tokenizer_data=data)
 
         return make, model
 
     return found
+
+
+_SD1 = _of("sd1_clip", "SD1Tokenizer", "SD1ClipModel")
 
 
 @cache
@@ -142,7 +141,7 @@ def _vocabulary(special: tuple[tuple[str, int], ...]) -> Tensor:
 
 
 PLANS: dict[str, Plan] = {
-    "sd1": Plan("SD15", UNET | {"model_channels": 320, "context_dim": 768}, SMALL_UNET, (4, 8, 8), _sd1, _CLIP_L),
+    "sd1": Plan("SD15", UNET | {"model_channels": 320, "context_dim": 768}, SMALL_UNET, (4, 8, 8), _SD1, _CLIP_L),
     "sd2": Plan(
         "SD20",
         UNET | {"model_channels": 320, "context_dim": 1024, "use_linear_in_transformer": True},
@@ -170,16 +169,7 @@ PLANS: dict[str, Plan] = {
     "sd3": Plan(
         "SD3",
         SD3,
-        {
-            "depth": 1,
-            "num_patches": 64,
-            "pos_embed_max_size": 8,
-            "num_blocks": 2,
-            "context_embedder_config": {
-                "target": "torch.nn.Linear",
-                "params": {"in_features": 4096, "out_features": 64},
-            },
-        },
+        SMALL_SD3,
         (16, 8, 8),
         _of("text_encoders.sd3_clip", "SD3Tokenizer", "sd3_clip"),
         _CLIP_L | _CLIP_G | _t5("t5xxl"),
@@ -225,7 +215,21 @@ PLANS: dict[str, Plan] = {
         _of("text_encoders.pixart_t5", "PixArtTokenizer", "PixArtT5XXL"),
         _t5("t5xxl"),
     ),
-    "hunyuan_dit": Plan("HunyuanDiT", HYDIT, {"depth": 2, "hidden_size": 64, "num_heads": 2}, (4, 8, 8)),
+    "hunyuan_dit": Plan(
+        "HunyuanDiT",
+        HYDIT,
+        {"depth": 2, "hidden_size": 64, "num_heads": 2},
+        (4, 8, 8),
+        _spiece(
+            _of("text_encoders.hydit", "HyditTokenizer", "HyditModel"),
+            "mt5xl.",
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+        ),
+        {"hydit_clip_model_config": _CLIP_G["clip_g_model_config"]} | _t5("mt5xl"),
+    ),
     "auraflow": Plan(
         "AuraFlow",
         AURA,
@@ -261,15 +265,10 @@ PLANS: dict[str, Plan] = {
     "hidream": Plan(
         "HiDream",
         HIDREAM,
-        {
-            "attention_head_dim": 32,
-            "axes_dims_rope": [8, 12, 12],
-            "llama_layers": [0, 1],
-            "num_attention_heads": 2,
-            "num_layers": 1,
-            "num_single_layers": 1,
-        },
+        SMALL_HIDREAM,
         (16, 8, 8),
+        _of("text_encoders.hidream", "HiDreamTokenizer", "hidream_clip"),
+        _CLIP_L | _CLIP_G | _t5("t5xxl") | _llm("llama"),
     ),
     "wan": Plan(
         "WAN21_T2V",

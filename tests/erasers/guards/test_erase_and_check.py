@@ -112,4 +112,4 @@ def test_settings_reach_the_part() -> None:
     own = found.text
     assert (own.mode, own.most, own.budget, own.seed, own.empty) == (SUBSETS, 4, 9, 3, True)
     assert own.words.gate.threshold == 0.7
-    assert isinstance(own.words.features([[1]]), Tensor)
+    assert isinstance(own.words.tower.features([[1]]), Tensor)

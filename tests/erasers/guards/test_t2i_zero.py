@@ -8,7 +8,7 @@ import pytest
 import torch
 from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.errors import ConceptError
-from lethe.erasers.guards.t2i_zero import GUARD, Corrected, corrected
+from lethe.erasers.guards.t2i_zero import GUARD, Corrected, Named, corrected
 from torch import Tensor
 from toy_tower import TOKENS, ToyModel
 
@@ -55,8 +55,8 @@ def test_a_row_is_corrected_as_published(alpha: float, q: float, window: int) ->
 def test_it_finds_the_names_chunk_by_chunk(model: ToyModel) -> None:
     own, tail = part(model), part(model, where="tail")
     chunks = [model.ids("a red cat"), model.ids("a ball or old orb"), model.ids("an orb, old")]
-    assert own.read(chunks) == ([], [2, 4, 5], [])
-    assert tail.read(chunks) == ([], list(range(2, TOKENS)), [])
+    assert own.read(chunks) == Named(([], [2, 4, 5], []), (TOKENS,) * 3)
+    assert tail.read(chunks) == Named(([], list(range(2, TOKENS)), []), (TOKENS,) * 3)
     assert own.read([chunks[0], [98, torch.zeros(16), 99]]) is None
     assert own.quantile == pytest.approx(1 - math.exp(-5)) and own.reach == 2
 

@@ -20,6 +20,7 @@ from lethe.erasers.learn.scenes import scene
 from lethe.erasers.learn.trainables import TEXT, Parameterisation
 from lethe.erasers.learn.where import denoiser_layers
 from lethe.erasers.provenance import recipe_of
+from lethe.erasers.registry import families
 from lethe.erasers.result import Eraser
 from lethe.erasers.store.eraser_file import load_eraser, save_eraser
 from toy_trainee import tiny_task
@@ -118,7 +119,7 @@ def test_no_layers_is_an_error() -> None:
     model: Any = tiny_task().model
     model.modules = lambda pattern: {}
     with pytest.raises(FamilyError, match="no layers"):
-        denoiser_layers(model, "cross")
+        denoiser_layers(model, "cross", families()["demo"])
 
 
 def test_a_moving_average_stands_in_for_the_student() -> None:

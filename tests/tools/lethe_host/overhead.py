@@ -68,8 +68,9 @@ def _start_host() -> None:
 
 def _all_guards() -> list[str]:
     from lethe.erasers.registry import guards
+    from lethe.erasers.sites import A_PICTURE
 
-    return [*guards(), WORDS]
+    return [*(name for name, guard in guards().items() if A_PICTURE not in guard.spec.wants), WORDS]
 
 
 def _guarded(model: Any, clip: Any, name: str) -> tuple[Any, Any, float]:
