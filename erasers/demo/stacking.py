@@ -193,11 +193,12 @@ def chart(rows: list[dict[str, Any]]) -> Any:
     figure, (gone, left) = figure_of(11.0, 4.6, columns=2)
     for number, mode in enumerate(SETTINGS):
         own = [row for row in rows if row["mode"] == mode]
-        style = {"marker": "osD^vP*Xh<"[number % 10], "linewidth": 2.5 if mode.startswith("gated") else 1.0}
+        gated = mode.startswith("gated")
+        style = {"marker": "osD^vP*Xh<>d"[number], "color": "0.15" if gated else f"C{number}", "linewidth": 1 + gated}
         gone.plot([row["count"] for row in own], [row["erased"] for row in own], label=mode, **style)
         left.plot([row["count"] for row in own], [kept(row) for row in own], **style)
     first = [row for row in rows if row["mode"] == next(iter(SETTINGS))]
-    left.plot([row["count"] for row in first], [kept(row, "_before") for row in first], "k--", label="untouched model")
+    left.plot([row["count"] for row in first], [kept(row, "_before") for row in first], "r--", label="untouched model")
     for axes, title in ((gone, "erased"), (left, "kept")):
         axes.set(xlabel="erasers in the stack", ylabel=title, ylim=(-0.03, 1.03), xticks=COUNTS)
         axes.grid(color="0.92")

@@ -22,9 +22,17 @@ def test_the_figures_are_of_the_shipped_weights_and_of_every_mode() -> None:
 
 
 def test_the_readme_tells_them() -> None:
-    table = (stacking.TABLES / "stacking.md").read_text(encoding="utf-8").strip()
-    assert stacking.table(ROWS["rows"]) == table
-    assert README.split("<!-- stacking -->")[1].split("<!-- /stacking -->")[0].strip() == table
+    tables = (stacking.TABLES / "stacking.md").read_text(encoding="utf-8").strip().split("\n\n")
+    assert [stacking.table(ROWS["rows"]), stacking.attack_table(ROWS["rows"])] == tables
+    for name, table in zip(("stacking", "stacking attacks"), tables, strict=True):
+        assert README.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip() == table
+
+
+def test_a_gate_that_reads_features_lets_other_words_through_no_more_than_the_sum_does() -> None:
+    rows = {row["mode"]: row for row in ROWS["rows"] if row["count"] == max(stacking.COUNTS)}
+    gated, plain = rows["gated, discriminant"], rows["sum"]
+    assert gated["synonym"] < plain["synonym"] + 0.1 < rows["gated, transport"]["synonym"]
+    assert stacking.kept(gated) > stacking.kept(plain) + 0.2
 
 
 def test_gated_stacks_keep_untouched_concepts_within_a_point_at_twenty() -> None:
@@ -34,6 +42,6 @@ def test_gated_stacks_keep_untouched_concepts_within_a_point_at_twenty() -> None
 
 
 def test_one_small_measurement_runs() -> None:
-    row = stacking.measure(1, 4, "uce", (1,), {"gated": stacking.Setting("gated", {"gate": "transport"})}, ())[0]
+    row = stacking.measure(2, 4, "uce", (1,), {"gated": stacking.Setting("gated", {"gate": "transport"})}, ())[0]
     assert row["mode"] == "gated"
     assert row["near"] == row["near_before"]
