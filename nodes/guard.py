@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..erasers.concepts import ConceptList
 from ..erasers.registry import guard_named, guards
 from .host.fit import guard_model
+from .host.runtime import with_paths
 from .model_inputs import model_inputs
 from .settings import chosen_method, method_input
 from .sockets import Concepts
@@ -45,8 +46,8 @@ class LetheGuard(io.ComfyNode):
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="Pictures of the concept, for guards that look at pictures (negtome); they draw their own "
-                    "where there are none. Needs the VAE.",
+                    tooltip="Pictures, for guards that look at them, with the VAE: of the concept for negtome, which draws "
+                    "its own where there are none; for scaling the picture that is drawn anew with less of it.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="The autoencoder that belongs to the model, for pictures."),
             ],
@@ -75,6 +76,5 @@ class LetheGuard(io.ComfyNode):
     ) -> io.NodeOutput:
         name, given = chosen_method("guard", guard)
         chosen = guard_named(name)
-        return io.NodeOutput(
-            *guard_model(chosen, chosen.spec.settings(given), model, clip, concepts, gate, vae, images)
-        )
+        settings = with_paths(chosen.spec, chosen.spec.settings(given))
+        return io.NodeOutput(*guard_model(chosen, settings, model, clip, concepts, gate, vae, images))
