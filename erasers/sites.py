@@ -167,6 +167,9 @@ class Need:
 
 A_UNET = Need("a UNet", lambda family: family.is_unet)
 AN_END = Need("text encoders that close a prompt with an end token, as CLIP's do", lambda family: family.ends)
+FEATURES = Need(
+    "text that enters by the features it edits alone", lambda family: family.verdict(HOOK).state != NO
+)
 ONE_CLIP = Need("one CLIP text encoder", lambda family: len(family.readers) == 1 and family.ends)
 A_PICTURE = Need("a picture of yours to change", lambda family: True)
 """Of every family; a node or a program has to give it."""

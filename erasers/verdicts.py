@@ -22,10 +22,11 @@ NORMED: Mapping[str, Verdict] = {**EMBEDDED, WEIGHTS: _NORM}
 NORMED_VIDEO: Mapping[str, Verdict] = {**NORMED, TRAINING: _VIDEO}
 
 
-def only_trained(why: str) -> Mapping[str, Verdict]:
-    """Verdicts on a model whose text takes ways that no edit of its features reaches; adapters beside layers do."""
-    refused = dict.fromkeys((HOOK, WEIGHTS, GUARDS, WORDS), Verdict(NO, why))
-    return {**refused, TRAINING: Verdict(TESTED), STACKING: Verdict(TESTED, "of trained erasers.")}
+def unedited(why: str) -> Mapping[str, Verdict]:
+    """Verdicts on a model whose text takes ways that no edit of its features reaches; adapters and guards do."""
+    refused = dict.fromkeys((HOOK, WEIGHTS, WORDS), Verdict(NO, why))
+    able = dict.fromkeys((GUARDS, TRAINING), Verdict(TESTED))
+    return {**refused, **able, STACKING: Verdict(TESTED, "of trained erasers.")}
 
 
 def untested(verdicts: Mapping[str, Verdict], why: str) -> Mapping[str, Verdict]:

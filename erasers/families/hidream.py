@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..layers import MIXTURE
 from ..sites import CLIP_G, CLIP_L, Encoder, Family
-from ..verdicts import only_trained
+from ..verdicts import unedited
 
 FAMILY = Family(
     name="hidream",
@@ -29,7 +29,7 @@ FAMILY = Family(
     lora=("transformer.caption_projection.0.linear", "lycoris_caption_projection_0_linear"),
     hosts=("HiDream",),
     layers=MIXTURE,
-    can=only_trained(
+    can=unedited(
         "every layer of Llama enters by a weight of its own, beside T5, and no edit of that many is made yet."
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..layers import BERT
 from ..sites import Encoder, Family
-from ..verdicts import only_trained
+from ..verdicts import unedited
 
 FAMILY = Family(
     name="hunyuan_dit",
@@ -21,7 +21,7 @@ FAMILY = Family(
     lora=("base_model.model.blocks.0.attn2.kv_proj",),
     hosts=("HunyuanDiT", "HunyuanDiT1"),
     layers=BERT,
-    can=only_trained(
+    can=unedited(
         "the same weights read two text encoders, one of them through a projection, so one edit would leave the other."
     ),
 )

@@ -16,6 +16,7 @@ from ..algebra.parameters import templates
 from ..guard import Guarding, guarded_names
 from ..learn.started import edited, fitted
 from ..result import ContextOperator
+from ..sites import FEATURES
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 from ..window import Window, window_of, window_settings
@@ -55,6 +56,7 @@ class LeaceGuard:
             templates("object"),
             *window_settings(),
         ),
+        wants=(FEATURES,),
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

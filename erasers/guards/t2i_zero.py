@@ -30,6 +30,7 @@ from ..errors import ConceptError
 from ..guard import Guarding, guarded_names
 from ..model import TextTower, Token
 from ..read_features import copies
+from ..sites import FEATURES
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 from ..window import Window, window_of, window_settings
@@ -142,6 +143,7 @@ class T2IZero:
             ),
             *window_settings(),
         ),
+        wants=(FEATURES,),
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

@@ -275,7 +275,7 @@ def test_both_halves_of_two_clips_are_moved_out_of_the_concept(comfy: Any) -> No
     assert torch.allclose(row @ away, row, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sdxl", "cosmos2", "z_image"])
+@pytest.mark.parametrize("name", ["sdxl", "cosmos2", "z_image", "hunyuan_dit"])
 def test_a_gate_reads_any_encoders_features(comfy: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     import lethe.erasers.gates.discriminant as discriminant
     from lethe.nodes.guard import LetheGuard
