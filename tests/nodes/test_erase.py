@@ -146,6 +146,7 @@ def test_a_model_without_sites_is_refused(demo) -> None:  # type: ignore[no-unty
 
 
 def test_a_clip_of_another_width_is_refused(demo, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(demo[1], "encode_from_tokens", lambda *_, **__: (torch.zeros(1, 77 * 4, 768), None))
+    said = {"cond": torch.zeros(1, 77 * 4, 768), "pooled_output": None}
+    monkeypatch.setattr(demo[1], "encode_from_tokens", lambda *_, **__: dict(said))
     with pytest.raises(LetheError, match="width 768"):
         _erase(demo)
