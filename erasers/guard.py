@@ -16,6 +16,7 @@ from .errors import ConceptError, FamilyError
 from .learn.space import wide
 from .model import Token
 from .nudge import Nudge
+from .rivals import Rivals
 from .sites import Family
 from .spec import MethodSpec, Value
 from .task import Task
@@ -204,6 +205,8 @@ class Guarding:
         skips: how it changes what the halves of a UNet hand over where the text part edits, or None.
         path: the picture that it draws anew, or None.
         nudge: how it moves the latents by where the prompt's words look, or None.
+        rivals: how it keeps words to the places that they win in cross-attention, or None; what its reader reads has
+            the prompt's `words`.
     """
 
     prompts: tuple[str, ...] = ()
@@ -220,6 +223,7 @@ class Guarding:
     skips: SkipPart | None = None
     path: Path | None = None
     nudge: Nudge | None = None
+    rivals: Rivals | None = None
 
 
 class Guard(Protocol):

@@ -142,3 +142,30 @@ COSMOS2 = _kinds(
     query=r"\.cross_attn\.q_proj$",
 )
 """Cosmos Predict2."""
+OMNIGEN2 = _kinds(
+    r"^(?:layers|noise_refiner|context_refiner)\.",
+    r"^context_refiner\.\d+\.attn\.",
+    r"^context_refiner\.\d+\.attn\.to_[kv]$",
+    r"^(?:layers|noise_refiner)\.\d+\.attn\.",
+    r"\.feed_forward\.",
+    r"^context_refiner\.\d+\.(?:attn|feed_forward)\.|^time_caption_embed\.caption_embedder\.1$",
+)
+"""OmniGen 2."""
+KANDINSKY = _kinds(
+    r"^(?:visual|text)_transformer_blocks\.",
+    r"\.cross_attention\.",
+    r"\.cross_attention\.to_(?:key|value)$",
+    r"\.self_attention\.",
+    r"\.feed_forward\.",
+    query=r"\.cross_attention\.to_query$",
+)
+"""Kandinsky 5."""
+ASYMMETRIC = _kinds(
+    r"^blocks\.",
+    r"\.attn\.(?:qkv|proj)_y$",
+    r"\.attn\.qkv_y$",
+    r"\.attn\.(?:qkv|proj)_x$",
+    r"\.mlp_[xy]\.",
+    r"\.attn\.(?:qkv|proj)_y$|\.mlp_y\.",
+)
+"""Mochi."""

@@ -69,20 +69,25 @@ class Nudge:
 
     def read(self, chunks: Sequence[Sequence[Token]]) -> Words | None:
         """The prompt's own tokens; None where no name stands among them."""
-        places, named, offset = list[int](), list[bool](), 0
-        for chunk in chunks:
-            spans = [span for name in self.names for span in self.tower.spans(chunk, name)]
-            own = self.tower.own(chunk)
-            places += [offset + place for place in own]
-            named += [any(place in span for span in spans) for place in own]
-            offset += len(chunk)
-        return Words(tuple(places), tuple(named), offset) if any(named) else None
+        return read_words(self.tower, self.names, chunks)
 
     def moved(self, x: Tensor, sigma: Tensor, gradient: Tensor, percent: float) -> Tensor:
         """Latents after a step; it gets shorter by sqrt(1 - percent / 2), as published."""
         size = self.alpha * (1 - percent / 2) ** 0.5
         level = torch.ones_like(sigma) if self.kind == FLOW else 1 + sigma**2
         return x - size * wide(level, x) * gradient
+
+
+def read_words(tower: TextTower, names: Sequence[str], chunks: Sequence[Sequence[Token]]) -> Words | None:
+    """A prompt's own tokens; None where no name stands among them."""
+    places, named, offset = list[int](), list[bool](), 0
+    for chunk in chunks:
+        spans = [span for name in names for span in tower.spans(chunk, name)]
+        own = tower.own(chunk)
+        places += [offset + place for place in own]
+        named += [any(place in span for span in spans) for place in own]
+        offset += len(chunk)
+    return Words(tuple(places), tuple(named), offset) if any(named) else None
 
 
 def nudge_of(task: Task, names: tuple[str, ...], loss: Loss, window: Window, alpha: float, rounds: int) -> Nudge:

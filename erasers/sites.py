@@ -67,12 +67,14 @@ class TextKeys:
         before: tokens of the model's own in front of them.
         marked: whether the host names the kind of block in attentions to both, and not in those to one alone; else
             they are told by how many they look at.
+        alone: whether tokens look at each other too, in attentions as wide, of blocks that the host does not name.
         multiple: what the model pads the number of tokens, and that of places, to a multiple of.
     """
 
     joint: bool
     before: int = 0
     marked: bool = True
+    alone: bool = False
     multiple: int = 1
 
 
@@ -167,9 +169,7 @@ class Need:
 
 A_UNET = Need("a UNet", lambda family: family.is_unet)
 AN_END = Need("text encoders that close a prompt with an end token, as CLIP's do", lambda family: family.ends)
-FEATURES = Need(
-    "text that enters by the features it edits alone", lambda family: family.verdict(HOOK).state != NO
-)
+FEATURES = Need("text that enters by the features it edits alone", lambda family: family.verdict(HOOK).state != NO)
 ONE_CLIP = Need("one CLIP text encoder", lambda family: len(family.readers) == 1 and family.ends)
 A_PICTURE = Need("a picture of yours to change", lambda family: True)
 """Of every family; a node or a program has to give it."""

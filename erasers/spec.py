@@ -18,12 +18,15 @@ class Parameter:
 
     Attributes:
         name: id of the setting; never changes once released.
-        default: also tells the type (bool, int, float or str; str needs `choices`).
+        default: also tells the type (bool, int, float or str; str needs `choices` or a `folder`).
         tooltip: meaning, range and a sane start, in a sentence or two.
         minimum, maximum, step: for numbers.
         choices: for text.
         unit: what the number counts, e.g. "tokens"; empty for pure numbers.
         advanced: rarely needed.
+        folder: for text that is a file's path, "" for none; hosts let a name be given, of a file in their folder of
+            models that is called so.
+        optional: whether a graph may lack it, as those that were saved before it was there do.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Parameter:
     choices: tuple[str, ...] = ()
     unit: str = ""
     advanced: bool = False
+    folder: str = ""
+    optional: bool = False
 
     def check(self, value: object) -> Value:
         """Return `value` in this parameter's type, or raise SettingError."""
@@ -42,6 +47,10 @@ class Parameter:
             if isinstance(value, bool):
                 return value
             raise SettingError(f"Setting '{self.name}' is {value!r}.", "It has to be true or false.")
+        if self.folder:
+            if isinstance(value, str):
+                return value.strip()
+            raise SettingError(f"Setting '{self.name}' is {value!r}.", "It has to be text.")
         if isinstance(self.default, str):
             if isinstance(value, str) and value in self.choices:
                 return value

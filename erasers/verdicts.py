@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from .sites import EXPECTED, GUARDS, HOOK, NO, STACKING, TESTED, TRAINING, WEIGHTS, WORDS, Verdict
 
 _UNREACHED = Verdict(NO, "the host hands its attention no options, so nothing can reach the words there.")
+BEHIND = Verdict(NO, "its words stand behind the picture's places in attention, where they are not looked for.")
 _VIDEO = Verdict(TESTED, "on single frames.")
 _NORM = Verdict(
     NO, "its text passes a norm before the first weight, so no change of weights equals the edit: use a hook."

@@ -46,8 +46,8 @@ class LetheGuard(io.ComfyNode):
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="Pictures, for guards that look at them, with the VAE: of the concept for negtome, which draws "
-                    "its own where there are none; for scaling the picture that is drawn anew with less of it.",
+                    tooltip="Pictures, for guards that look at them, with the VAE: of the concept for negtome, which "
+                    "draws its own where there are none; for scaling the picture that is drawn anew with less of it.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="The autoencoder that belongs to the model, for pictures."),
             ],

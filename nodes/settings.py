@@ -25,14 +25,21 @@ def chosen_method(id: str, value: Mapping[str, Any] | None) -> tuple[str, dict[s
     """
     if not value or id not in value:
         raise SettingError(f"Input '{id}' names no known method.", "Choose one in the node.")
-    return value[id], {name: setting for name, setting in value.items() if name != id}
+    # A setting that the graph lacks comes as None.
+    return value[id], {name: own for name, own in value.items() if name != id and own is not None}
 
 
 def _widget(parameter: Parameter) -> io.Input:
     tooltip = parameter.tooltip + (f" Unit: {parameter.unit}." if parameter.unit else "")
-    shared: dict[str, Any] = {"tooltip": tooltip, "advanced": parameter.advanced or None}
+    shared: dict[str, Any] = {
+        "tooltip": tooltip,
+        "advanced": parameter.advanced or None,
+        "optional": parameter.optional,
+    }
     if isinstance(parameter.default, bool):
         return io.Boolean.Input(parameter.name, default=parameter.default, **shared)
+    if parameter.folder:
+        return io.String.Input(parameter.name, default=str(parameter.default), **shared)
     if isinstance(parameter.default, str):
         return io.Combo.Input(parameter.name, options=list(parameter.choices), default=parameter.default, **shared)
     if isinstance(parameter.default, int):

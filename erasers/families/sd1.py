@@ -16,6 +16,6 @@ FAMILY = Family(
     foreign=UNET_FOREIGN,
     encoders=(CLIP_L,),
     lora=("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k",),
-    hosts=("SD15",),
+    hosts=("SD15", "SD15_instructpix2pix"),
     can=UNET,
 )

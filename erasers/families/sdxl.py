@@ -20,6 +20,6 @@ FAMILY = Family(
     prediction=("eps", "v"),
     encoders=(CLIP_L, CLIP_G),
     lora=("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k",),
-    hosts=("SDXL", "SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B"),
+    hosts=("SDXL", "SDXL_instructpix2pix", "SSD1B", "Segmind_Vega", "KOALA_700M", "KOALA_1B"),
     can=UNET,
 )

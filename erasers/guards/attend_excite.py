@@ -18,11 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..guard import Guarding, guarded_names
+from ..measure.heat import smoothed
 from ..nudge import nudge_of, nudge_settings
 from ..sites import A_UNET
 from ..spec import MethodSpec, Parameter, Value
@@ -35,11 +34,7 @@ _SHARP, _SPREAD = 100.0, 0.5
 
 def peaks(maps: Tensor) -> Tensor:
     """m of every token of maps `[t, h, w]`, `[t]`."""
-    sharp = (_SHARP * maps).softmax(0)
-    side = torch.exp(-(torch.arange(-1, 2, device=maps.device) ** 2) / (2 * _SPREAD**2)).to(maps)
-    kernel = side[:, None] * side / side.sum() ** 2
-    padded = functional.pad(sharp[:, None], (1, 1, 1, 1), mode="replicate")
-    return functional.conv2d(padded, kernel[None, None]).flatten(1).amax(1)
+    return smoothed((_SHARP * maps).softmax(0), _SPREAD).flatten(1).amax(1)
 
 
 def suppressing(maps: Tensor, named: Tensor, memory: dict[str, Tensor]) -> Tensor:

@@ -10,19 +10,21 @@ The text features change by what the encoder then makes of it: f + (f(h + v) - f
 of guards before this one stay.
 
 Differs from the paper: the autoencoder is trained here, in seconds, on the preserved prompts and the concept's names in
-templates, not on 4 10^8 tokens, and files of trained ones are not read. The start token, which knows nothing of the
-phrase, is neither learned from nor steered. The negative prompt is not steered the opposite way (h - v); with guidance
-w that would count w - 1 times more, so nearly twice the strength is needed. `mean` adds the mean over the names' own
-tokens at every position, as positions of the names and of a prompt have nothing to do with each other. Several names
-are one phrase, side by side.
+templates, not on 4 10^8 tokens; or it is read from a file (store/sparse_code_file.py). The start token, which knows
+nothing of the phrase, is neither learned from nor steered. The negative prompt is not steered the opposite way (h - v);
+with guidance w that would count w - 1 times more, so nearly twice the strength is needed. `mean` adds the mean over the
+names' own tokens at every position, as positions of the names and of a prompt have nothing to do with each other.
+Several names are one phrase, side by side.
 Official code read, not copied: kim-dahye/steerers.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +38,10 @@ from ..model import TextTower, Token
 from ..read_features import Added
 from ..sites import ONE_CLIP
 from ..spec import MethodSpec, Parameter, Value
+from ..store.sparse_code_file import load_code, save_code
 from ..task import Task
 
+_LOG = logging.getLogger("lethe")
 _LAYER = re.compile(r"(^|\.)layers\.\d+$")
 ALIGNED, MEAN = "aligned", "mean"
 ALL, KEPT = "all", "kept"
@@ -90,8 +94,8 @@ def steering(code: SparseCode, phrase: Tensor, content: int, positions: str, kep
     return found
 
 
-def layer_at(module: nn.Module, depth: float) -> str:
-    """Name of the layer so deep in a text encoder, 0 for its first.
+def layers_of(module: nn.Module) -> list[str]:
+    """Names of a text encoder's layers, the first one first.
 
     Raises:
         FamilyError: it has no layers that are known.
@@ -99,6 +103,12 @@ def layer_at(module: nn.Module, depth: float) -> str:
     names = [name for name, _ in module.named_modules() if _LAYER.search(name)]
     if not names:
         raise FamilyError("This text encoder has no 'layers' to steer.", "Steerers are for CLIP text encoders.")
+    return names
+
+
+def layer_at(module: nn.Module, depth: float) -> str:
+    """Name of the layer so deep in a text encoder, 0 for its first; FamilyError where none is known."""
+    names = layers_of(module)
     return names[min(int(depth * len(names)), len(names) - 1)]
 
 
@@ -107,8 +117,8 @@ class Steerers:
 
     needs = (
         "Needs the prompt's tokens, so encode the prompt with this node's CLIP, and a model with one CLIP text "
-        "encoder; name many preserved prompts, which its autoencoder learns from. Works at CFG 1. Trains for seconds "
-        "to a minute; then costs one more encoding of a prompt, and nothing per step."
+        "encoder; name many preserved prompts, which its autoencoder learns from, or give a file of a trained one. "
+        "Works at CFG 1. Trains for seconds to a minute; then costs one more encoding of a prompt, nothing per step."
     )
     spec = MethodSpec(
         name="steerers",
@@ -173,6 +183,16 @@ class Steerers:
                 advanced=True,
             ),
             Parameter("seed", 0, "Seed of its training.", 0, 2**31 - 1, 1, advanced=True),
+            Parameter(
+                "file",
+                "",
+                "Name of a file of a trained autoencoder in models/steerers. One that is there is read, and depth, "
+                "expansion, k, steps and seed are then its own; one that is not is made by the training. Start empty: "
+                "trained each time the node runs.",
+                advanced=True,
+                folder="steerers",
+                optional=True,
+            ),
         ),
         wants=(ONE_CLIP,),
     )
@@ -183,17 +203,12 @@ class Steerers:
         Raises:
             FamilyError: the model has more than one text encoder, one without known layers, or one whose features are
                 taken before the layer.
+            EraserFileError: the file cannot be read, holds no autoencoder for this text encoder, or cannot be written.
         """
         tower, names = task.loaded().tower(), guarded_names(task)
-        layer, phrase = layer_at(tower.module, float(settings["depth"])), ", ".join(names)
-        device = tower.run([phrase])[0].device
-        held = task.held[1 :: len(task.held) // _MOST + 1]
-        framed = [frame.format(text) for frame in TEMPLATES["object"][:_FRAMES] for text in (*names, *held)]
-        states = _states(tower, layer, list(dict.fromkeys(("", *framed))))[:, 1:].flatten(0, 1).to(device)
-        sizes = (int(settings[name]) for name in ("expansion", "k", "steps"))
-        generator = torch.Generator().manual_seed(int(settings["seed"]))
-        code = fit_sparse_code(states, *sizes, batch=_BATCH, lr=_RATE, generator=generator)
-        own = _states(tower, layer, [phrase])[0].to(device)
+        phrase = ", ".join(names)
+        code, layer = _code_of(task, tower, phrase, settings)
+        own = _states(tower, layer, [phrase])[0].to(code.centre)
         content, kept = len(tower.content(phrase)), settings["latents"] == KEPT
         vector = -float(settings["strength"]) * steering(code, own, content, str(settings["positions"]), kept)
         part = Steered(tower, tower.module.get_submodule(layer), vector)
@@ -201,6 +216,26 @@ class Steerers:
         if changed is not None and not changed.any():
             raise FamilyError("The model's text features do not pass the layer that is steered.", "Lower the depth.")
         return Guarding(text=part, reader=part)
+
+
+def _code_of(task: Task, tower: TextTower, phrase: str, settings: Mapping[str, Value]) -> tuple[SparseCode, str]:
+    """The autoencoder with its layer: that of the file where there is one, else one that is trained."""
+    own, path = tower.run([phrase])[0], Path(str(settings["file"]))
+    layers, layer = layers_of(tower.module), layer_at(tower.module, float(settings["depth"]))
+    if settings["file"] and path.is_file():
+        code, number = load_code(path, own.shape[-1], len(layers), own.device)
+        return code, layer if number is None else layers[number]
+    held = task.held[1 :: len(task.held) // _MOST + 1]
+    texts = (*guarded_names(task), *held)
+    framed = [frame.format(text) for frame in TEMPLATES["object"][:_FRAMES] for text in texts]
+    states = _states(tower, layer, list(dict.fromkeys(("", *framed))))[:, 1:].flatten(0, 1).to(own.device)
+    sizes = (int(settings[name]) for name in ("expansion", "k", "steps"))
+    generator = torch.Generator().manual_seed(int(settings["seed"]))
+    code = fit_sparse_code(states, *sizes, batch=_BATCH, lr=_RATE, generator=generator)
+    if settings["file"]:
+        save_code(code, layers.index(layer), path)
+        _LOG.info("The steerer was trained on %d tokens and written to '%s'.", len(states), path)
+    return code, layer
 
 
 def _states(tower: TextTower, layer: str, prompts: list[str]) -> Tensor:

@@ -1,6 +1,6 @@
-"""Multi-Concept T2I-Zero (2023, arXiv 2310.07419), its correction by similarities: a dominating token is thinned out.
+"""Multi-Concept T2I-Zero (2023, arXiv 2310.07419): a dominating token is thinned out, and loses places to others.
 
-With f the prompt's text features `[tokens, d]`, and c each token that names the concept,
+The correction by similarities, with f the prompt's text features `[tokens, d]` and c each token that names the concept:
 
     S_j = f_c * f_j                                    element by element, one row for each token j
     S~  = S / max S  where S reaches its quantile q and |j - c| <= window,  else 0
@@ -12,7 +12,9 @@ demoted; the names of a concept are, here. With one threshold p for every model,
 Differs from the paper: it corrects all of several concepts, so that each is drawn; here it is those to erase alone. The
 features are those of the text encoder's end, which padding shares: a summary of the prompt stands there too, so that a
 model whose padding is well read still draws the concept. `tail` corrects every token from the name on, which in a
-causal encoder are those that know of it. Its suppression of attention maps is another part, which is not here.
+causal encoder are those that know of it.
+
+The suppression between the words' attention maps (rivals.py) is off unless it is asked for.
 A known reimplementation was read for its constants, not copied: v0xie/sd-webui-incantations.
 """
 
@@ -26,11 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConceptError
+from ..errors import ConceptError, FamilyError
 from ..guard import Guarding, guarded_names
 from ..model import TextTower, Token
+from ..nudge import Words, read_words
 from ..read_features import copies
-from ..sites import FEATURES
+from ..rivals import Rivals
+from ..sites import A_UNET, FEATURES
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 from ..window import Window, window_of, window_settings
@@ -41,10 +45,11 @@ _STEEP = 10.0
 
 @dataclass(frozen=True)
 class Named:
-    """Where names stand in a prompt: rows of each chunk, and how many rows each has."""
+    """Where names stand in a prompt: rows of each chunk, how many rows each has, and its words for their rivalry."""
 
     rows: tuple[list[int], ...]
     lengths: tuple[int, ...]
+    words: Words | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +64,7 @@ class Corrected:
         reach: tokens to either side that count.
         tail: whether every token from a name on is corrected.
         window: when it acts.
+        rivals: whether it reads the words that attention is shared between.
     """
 
     tower: TextTower
@@ -68,11 +74,13 @@ class Corrected:
     reach: int
     tail: bool
     window: Window
+    rivals: bool = False
 
     def read(self, chunks: Sequence[Sequence[Token]]) -> Named | None:
         """Which rows of each chunk are corrected, and none of any other; None where no name stands in any."""
         found = tuple(self._rows(chunk) for chunk in chunks)
-        return Named(found, tuple(map(len, chunks))) if any(found) else None
+        words = read_words(self.tower, self.names, chunks) if self.rivals else None
+        return Named(found, tuple(map(len, chunks)), words) if any(found) else None
 
     def _rows(self, chunk: Sequence[Token]) -> list[int]:
         places = [place for name in self.names for place in self.tower.spans(chunk, name)]
@@ -105,8 +113,9 @@ class T2IZero:
     """Thins the concept's tokens out to what they share with their neighbours."""
 
     needs = (
-        "Needs the prompt's tokens, so encode the prompt with this node's CLIP. Any model. "
-        "Acts where the concept's name or a synonym stands in the prompt, at CFG 1 too. Costs next to nothing."
+        "Needs the prompt's tokens, so encode the prompt with this node's CLIP. Any model; suppression needs a UNet. "
+        "Acts where the concept's name or a synonym stands in the prompt, at CFG 1 too. Costs next to nothing; "
+        "suppression computes cross-attention's shares once more."
     )
     spec = MethodSpec(
         name="t2i_zero",
@@ -142,6 +151,13 @@ class T2IZero:
                 unit="tokens",
             ),
             *window_settings(),
+            Parameter(
+                "suppression",
+                0.0,
+                "In cross-attention of a UNet: the share of what the concept's words get that they lose where another "
+                "word of the prompt gets more, 0 to 1. 0 is off, 1 takes all.",
+                optional=True,
+            ),
         ),
         wants=(FEATURES,),
     )
@@ -151,8 +167,11 @@ class T2IZero:
 
         Raises:
             ConceptError: the text encoder reads nothing in a name.
+            FamilyError: suppression is on and it is no UNet.
         """
-        tower, names = task.tower(), guarded_names(task)
+        tower, names, share = task.tower(), guarded_names(task), float(settings["suppression"])
+        if share and not A_UNET.met(task.family):
+            raise FamilyError(f"Suppression needs {A_UNET.what}, and this model is none.", "Set suppression to 0.")
         for name in names:
             if not tower.content(name):
                 raise ConceptError(f"The text encoder reads nothing in '{name}'.", "Write words of its language.")
@@ -164,8 +183,10 @@ class T2IZero:
             int(settings["window"]),
             settings["where"] == TAIL,
             window_of(settings),
+            share > 0,
         )
-        return Guarding(text=part, reader=part)
+        rivals = Rivals(share, part.window) if share else None
+        return Guarding(text=part, reader=part, rivals=rivals)
 
 
 GUARD = T2IZero()

@@ -37,16 +37,33 @@ def word_shares(q: Tensor, k: Tensor, heads: int, mask: Tensor | None, places: S
     """How much of the attention each of some words gets, `[words, queries]`: the mean of its tokens and of all heads.
 
     Args:
+        q, k, mask: as `attention_shares` takes them.
+        places: keys of each word's tokens.
+    """
+    shares = attention_shares(q, k, heads, mask).mean(0)
+    return torch.stack([shares[:, list(own)].mean(1) for own in places])
+
+
+def attention_shares(q: Tensor, k: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    """How each head shares its attention out, `[heads, queries, keys]` float32.
+
+    Args:
         q, k: of one row, `[queries or keys, width]`.
         mask: what is added to the products, to broadcast with `[heads, queries, keys]`, or bool; None for nothing.
-        places: keys of each word's tokens.
     """
     queries, keys = (x.float().unflatten(-1, (heads, -1)).transpose(0, 1) for x in (q, k))
     products = queries @ keys.transpose(1, 2) * queries.shape[-1] ** -0.5
     if mask is not None:
         products = products.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else products + mask
-    shares = products.softmax(-1).mean(0)
-    return torch.stack([shares[:, list(own)].mean(1) for own in places])
+    return products.softmax(-1)
+
+
+def smoothed(maps: Tensor, spread: float) -> Tensor:
+    """Maps `[t, h, w]` under a Gaussian of 3 x 3 places whose sigma is `spread`; edges are repeated."""
+    side = torch.exp(-(torch.arange(-1, 2, device=maps.device) ** 2) / (2 * spread**2)).to(maps)
+    kernel = side[:, None] * side / side.sum() ** 2
+    padded = functional.pad(maps[:, None], (1, 1, 1, 1), mode="replicate")
+    return functional.conv2d(padded, kernel[None, None])[:, 0]
 
 
 def heat_pictures(maps: Tensor, pictures: Tensor | None) -> Tensor:

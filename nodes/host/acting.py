@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
@@ -35,6 +35,10 @@ class Sampling(Protocol):
         """Which of `count` pictures a guard acts on, `[count]` bool."""
         ...
 
+    def read(self, guard: Any, uuid: UUID) -> Sequence[Any]:
+        """What a guard made of a condition's tokens, row by row; None for rows that it does not act on."""
+        ...
+
     def weights(self, guard: Any, uuid: UUID) -> Tensor | None:
         """The weights of a condition's tokens, `[rows, tokens]`; None where none of the guard's words is in it."""
         ...
@@ -43,6 +47,17 @@ class Sampling(Protocol):
 def behind(func: Callable[..., Tensor], before: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
     """An attention function behind what another node put into the host's slot; None for nothing there."""
     return func if before is None else partial(before, func)
+
+
+def check_own_attention(options: Mapping[str, Any], title: str) -> None:
+    """GuardError where another node puts its own computation in the place of cross-attention, where a guard acts."""
+    if options.get("patches_replace", {}).get("attn2"):
+        raise GuardError(f"{title} acts in cross-attention, which another node replaces.", "Take one of the two out.")
+
+
+def mask_of_row(mask: Tensor | None, row: int, rows: int) -> Tensor | None:
+    """The part of a mask for one row of a batch; the host's masks have two to four axes."""
+    return mask[row % len(mask)] if mask is not None and mask.ndim > 2 and len(mask) in (1, rows) else mask
 
 
 def acting_rows(run: Sampling, guard: Any, window: Window, options: Mapping[str, Any], count: int) -> Tensor | None:

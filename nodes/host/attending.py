@@ -151,7 +151,7 @@ def _place(keys: TextKeys, batch: _Batch, asking: int, many: int, options: Mappi
         GuardError: cross-attention cannot be told from another.
     """
     if not keys.joint:
-        if many != batch.tokens:
+        if many != batch.tokens or (keys.alone and "block_type" not in options):
             return None
         if asking == many:
             raise GuardError(

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...erasers.errors import GuardError
 from ...erasers.guard import AttentionPart
-from .acting import OVERRIDE, Sampling, acting_rows, behind
+from .acting import OVERRIDE, Sampling, acting_rows, behind, check_own_attention
 
 CONTRAST = "lethe.contrast"
 """Marks attention to features that are not the prompt's."""
@@ -42,10 +41,7 @@ def contrast(options: dict[str, Any], run: Sampling, parts: Sequence[Part], key:
     """
     if not parts:
         return
-    if options.get("patches_replace", {}).get("attn2"):
-        raise GuardError(
-            f"{parts[0][0].title} acts in cross-attention, which another node replaces.", "Take one of the two out."
-        )
+    check_own_attention(options, parts[0][0].title)
     appended = _Appended()
     patches = options.setdefault("patches", {})
     patches["attn2_patch"] = [*patches.get("attn2_patch", []), _appending(run, parts, appended)]

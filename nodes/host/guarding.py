@@ -34,6 +34,7 @@ from .nudging import Nudged, watch
 from .reading import ReadingClip
 from .replacing import replacing_condition
 from .retelling import Along, prediction_along, start_from_pictures
+from .rivalling import rival
 from .sampling import READINGS, encode_prompt
 from .towers import Strands
 
@@ -192,6 +193,7 @@ def _begin(guards: Sequence[Installed]) -> Callable[..., Any]:
         add_behind_middle(transformer, run, [(g, g.plan.middle) for g in active if g.plan.middle is not None])
         if any(guard.plan.nudge for guard in active):
             watch(transformer)
+        rival(transformer, run, [(g, g.plan.rivals) for g in active if g.plan.rivals is not None], KEY)
         contrast(transformer, run, [(g, g.plan.attention) for g in active if g.plan.attention is not None], KEY)
         try:
             return executor(*args, **kwargs)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...erasers.errors import FamilyError, SettingError
 from ...erasers.measure.heat import fitted_map, word_places, word_shares
-from .acting import OVERRIDE, behind, feature_size
+from .acting import OVERRIDE, behind, feature_size, mask_of_row
 from .conditioning import end_token, token_ids
 from .contrasting import CONTRAST
 from .sampling import Sampling, draw_latents, encode_prompt
@@ -61,7 +61,7 @@ class Looks:
         places = [[p + copy * self.tokens for copy in range(copies) for p in own] for own in self.places]
         for index in (i for i, kind in enumerate(chunks) if kind == _PROMPT):
             rows = range(index * each, index * each + self.pictures)
-            found = torch.stack([word_shares(q[r], k[r], heads, _row(mask, r, len(q)), places) for r in rows])
+            found = torch.stack([word_shares(q[r], k[r], heads, mask_of_row(mask, r, len(q)), places) for r in rows])
             found = copies * found.unflatten(-1, size).cpu()
             self.sums[size] = self.sums.get(size, 0) + found
             self.calls += 1
@@ -125,11 +125,6 @@ def _seeing(func: Callable[..., Tensor], looks: Looks) -> Callable[..., Tensor]:
         return func(q, k, v, heads, mask=mask, **kwargs)
 
     return attention
-
-
-def _row(mask: Tensor | None, row: int, rows: int) -> Tensor | None:
-    """The part of a mask for one row of a batch; the host's masks have two to four axes."""
-    return mask[row % len(mask)] if mask is not None and mask.ndim > 2 and len(mask) in (1, rows) else mask
 
 
 def _content(clip: Any, word: str) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...erasers.errors import ConceptError, EraserFileError
+from ...erasers.spec import MethodSpec, Value
 from ...erasers.store.atomic import write_bytes
 from ...erasers.store.preserve_cache import PreserveCache
 from ...erasers.store.report_files import save_report
@@ -88,6 +89,20 @@ def eraser_path(name: str) -> Path:
             f"'{name}' is no name for an eraser.", "Use letters and digits; '/' makes a sub-folder of models/lethe."
         )
     return path
+
+
+def with_paths(spec: MethodSpec, settings: Mapping[str, Value]) -> dict[str, Value]:
+    """Checked settings with paths of files of models in place of their names.
+
+    Raises:
+        EraserFileError: a name leads out of its folder.
+    """
+    found = dict(settings)
+    for own in spec.parameters:
+        name = str(settings[own.name]).removesuffix(SUFFIX)
+        if own.folder and name:
+            found[own.name] = str(inside(Path(folder_paths.models_dir) / own.folder, f"{name}{SUFFIX}"))
+    return found
 
 
 def evaluation_folder() -> Path:

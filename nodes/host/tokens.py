@@ -1,7 +1,7 @@
 """Where a prompt's own tokens stand among those the host makes of it: between special tokens, padding and templates.
 
-What a tokenizer and a template put around a prompt is what they make of the empty prompt. So a prompt's own tokens are
-those that the empty prompt lacks, whichever the encoder.
+What a tokenizer and a template put around a prompt is what the empty prompt shares with one that says something. So a
+prompt's own tokens are those that the empty prompt lacks, whichever the encoder.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ class Frame:
     Attributes:
         key: the host's name of the tokenizer's tokens.
         tokenizer: the host's tokenizer.
-        around: the tokens of the empty prompt, without padding.
+        around: the tokens around a prompt, without padding.
         before: how many of them stand before a prompt's own.
+        blank: what the host writes between them where the prompt is empty; most write nothing.
     """
 
     key: str
     tokenizer: Any
     around: tuple[int, ...]
     before: int
+    blank: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,12 @@ def tokenizer_of(clip: Any, key: str) -> Any:
 def frame_of(clip: Any, key: str) -> Frame:
     """What a tokenizer, named by the key of its tokens, puts around a prompt."""
     tokenizer = tokenizer_of(clip, key)
-    around, one = (_unpadded(token_ids(clip.tokenize(text)[key][0]), tokenizer)[1] for text in ("", "a"))
-    return Frame(key, tokenizer, around, _common(around, one))
+    empty, one = (_unpadded(token_ids(clip.tokenize(text)[key][0]), tokenizer)[1] for text in ("", "a"))
+    before = _common(empty, one)
+    if len(empty) < len(one):
+        return Frame(key, tokenizer, empty, before)
+    upto = len(empty) - _common(empty[:before:-1], one[:before:-1])
+    return Frame(key, tokenizer, empty[:before] + empty[upto:], before, empty[before:upto])
 
 
 def read_chunk(frame: Frame, tokens: Sequence[Any]) -> Chunk:
@@ -95,7 +101,7 @@ def read_chunk(frame: Frame, tokens: Sequence[Any]) -> Chunk:
     left, own = _unpadded(ids, frame.tokenizer)
     start = min(frame.before, _common(own, frame.around))
     stop = start + max(len(own) - len(frame.around), 0)
-    if _is_unknown(frame.tokenizer.tokenizer, own[start:stop]):
+    if own[start:stop] == frame.blank or _is_unknown(frame.tokenizer.tokenizer, own[start:stop]):
         stop = start
     return Chunk(ids, left + start, left + stop, left + len(own))
 

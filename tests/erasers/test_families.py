@@ -22,6 +22,10 @@ SITES = {
     "lumina2": {"cap_embedder.1.weight": (2304, 2304), "context_refiner.0.attention.qkv.weight": (1, 1)},
     "z_image": {"cap_embedder.1.weight": (3840, 2560), "context_refiner.0.attention.qkv.weight": (1, 1)},
     "cosmos2": {"blocks.0.cross_attn.k_proj.weight": (8, 1024), "blocks.0.cross_attn.v_proj.weight": (8, 1024)},
+    "ovis_image": {"txt_in.weight": (3072, 2048), "double_blocks.0.txt_mlp.gate_proj.weight": (12288, 3072)},
+    "hunyuan_image": {"txt_in.input_embedder.weight": (3584, 3584)},
+    "hunyuan_video": {"txt_in.input_embedder.weight": (3072, 4096)},
+    "hunyuan_video15": {"txt_in.input_embedder.weight": (2048, 3584), "cond_type_embedding.weight": (3, 2048)},
     "sdxl": {"down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": (640, 2048)},
 }
 

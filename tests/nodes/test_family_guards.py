@@ -21,7 +21,17 @@ from torch import Tensor
 
 PROMPT, OTHER, WORD = "a photo of a cat on a mat", "a tree", "cat"
 CONCEPTS = ConceptList(preserve=(OTHER, "a house")).with_concept(Concept(WORD, "dog"))
-SLOW = ("flux2_klein_4b", "chroma", "cosmos1", "hunyuan_video", "ltxv", "sd2", "sdxl_refiner")
+SLOW = (
+    "flux2_klein_4b",
+    "chroma",
+    "cosmos1",
+    "hunyuan_video",
+    "hunyuan_video15",
+    "ltxv",
+    "mochi",
+    "sd2",
+    "sdxl_refiner",
+)
 """A text encoder of 28 layers; and relatives of families that are always run."""
 NAMES = sorted(name for name, own in families().items() if own.verdict(GUARDS).state == TESTED and name != "demo")
 GLUED = ("hunyuan_video",)
@@ -287,3 +297,14 @@ def test_a_gate_reads_any_encoders_features(comfy: Any, monkeypatch: pytest.Monk
         ).result
     assert torch.equal(draw(name, model, clip, OTHER), draw(name, *tiny(name), OTHER))
     assert moved(draw(name, model, clip), draw(name, *tiny(name))) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "flux"])
+def test_t2i_zeros_suppression_acts_in_unets_and_is_refused_elsewhere(small: None, name: str) -> None:
+    if not families()[name].is_unet:
+        with pytest.raises(FamilyError, match="Suppression needs a UNet"):
+            behind(name, "t2i_zero", suppression=1.0)
+        return
+    plain, (model, clip) = draw(name, *tiny(name)), behind(name, "t2i_zero", alpha=0.0, suppression=1.0)
+    assert moved(draw(name, model, clip), plain) > 1e-5
+    assert torch.equal(draw(name, model, clip, OTHER), draw(name, *tiny(name), OTHER))

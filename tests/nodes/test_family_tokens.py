@@ -18,7 +18,7 @@ NAMES = sorted(name for name, plan in tiny_models.PLANS.items() if plan.clip and
 LIGHT = [name for name in NAMES if name != "flux2_klein_4b"]
 """Those that encode fast; Klein's tokenizer is Z-Image's."""
 PHRASE = "Van Gogh"
-LATIN_ONLY = {"flux", "chroma", "pixart", "ltxv", "cosmos1", "cosmos2", "hidream"}
+LATIN_ONLY = {"flux", "chroma", "pixart", "ltxv", "cosmos1", "cosmos2", "hidream", "mochi"}
 """T5's vocabulary has no Chinese."""
 
 

@@ -36,8 +36,8 @@ TRAINED = sorted(n for n, family in families().items() if family.verdict(TRAININ
 PROMPT = "a photo of a cat on a mat"
 CONCEPTS = ConceptList(preserve=("a tree",)).with_concept(Concept("cat", "dog"))
 STEPS = 3
-SLOW = "flux2_klein_4b"
-"""A text encoder of 28 layers."""
+SLOW = ("flux2_klein_4b", "mochi")
+"""A text encoder of 28 layers; a pooling of the text as wide as at full size."""
 ESD = {"recipe": "esd", "templates": "none", "sampling_steps": 2, "trajectories": 2, "form": "low rank"}
 
 
@@ -135,7 +135,7 @@ def _drawing(clip: Any, name: str, side: int = 0) -> Callable[[Any], Tensor]:
     return draw
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n == SLOW else []) for n in TRAINED])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in TRAINED])
 def test_trained_adapters_stack_and_become_a_lora(comfy: Any, name: str) -> None:
     import comfy.model_management
     from lethe.nodes.host.model import HostModel
@@ -218,7 +218,10 @@ def test_kinds_of_layers_go_together_at_full_size(comfy: Any, name: str) -> None
     assert found[SELF] <= found[BLOCKS]
 
 
-@pytest.mark.parametrize("name", ["auraflow", "flux", "hidream", "hunyuan_video", "lumina2", "qwen_image", "sd3"])
+@pytest.mark.parametrize(
+    "name",
+    ["auraflow", "flux", "hidream", "hunyuan_video", "lumina2", "mochi", "omnigen2", "qwen_image", "sd3"],
+)
 def test_only_text_passes_the_text_stream(comfy: Any, name: str) -> None:
     """As many tokens pass it for pictures of any size."""
     from lethe.nodes.host.model import HostModel

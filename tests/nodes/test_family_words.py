@@ -32,9 +32,15 @@ VALUES: dict[str, Sequence[tuple[str, int]]] = {
     "cosmos2": ((r"cross_attn\.v_proj$", 0),),
     "flux": FLUX,
     "flux2_klein_4b": FLUX,
+    "hunyuan_image": FLUX,
     "hunyuan_video": FLUX,
+    "hunyuan_video15": FLUX,
+    "kandinsky5": ((r"\.cross_attention\.to_value$", 0),),
     "ltxv": ((r"attn2\.to_v$", 0),),
     "lumina2": ((r"^layers\.\d+\.attention\.qkv$", 2),),
+    "mage_flow": ((r"attn\.add_v_proj$", 0),),
+    "omnigen2": ((r"^layers\.\d+\.attn\.to_v$", 0),),
+    "ovis_image": FLUX,
     "qwen_image": ((r"attn\.add_v_proj$", 0),),
     "sd1": UNET,
     "sd2": UNET,
@@ -49,7 +55,7 @@ FRONT = {"auraflow": 8}
 """Tokens of the model's own before the prompt's."""
 GLUED = ("hunyuan_video",)
 """The host's Llama tokenizer loses blanks between words with transformers 5: the word stands alone there."""
-SLOW = ("flux2_klein_4b", "chroma", "cosmos1", "hunyuan_video", "ltxv", "sd2", "sdxl_refiner")
+SLOW = ("flux2_klein_4b", "chroma", "cosmos1", "hunyuan_video", "hunyuan_video15", "ltxv", "sd2", "sdxl_refiner")
 """A text encoder of 28 layers; and relatives of families that are always run."""
 
 
@@ -134,6 +140,16 @@ def test_a_muted_word_gives_nothing_and_others_give_what_they_gave(comfy: Any, n
     assert torch.equal(draw(name, plain_model, plain_clip), plain)
     half = draw(name, *reweighted(name, f"{WORD}: 0.5"))
     assert not torch.allclose(half, muted, atol=1e-6) and not torch.allclose(half, plain, atol=1e-6)
+
+
+def test_a_word_is_muted_in_every_step_where_the_text_looks_at_itself_too(comfy: Any) -> None:
+    """Kandinsky's own blocks for text look at as many tokens; the host names none of them."""
+    plain = draw("kandinsky5", *tiny("kandinsky5"), steps=3)
+    muted = draw("kandinsky5", *reweighted("kandinsky5"), steps=3)
+    with valueless("kandinsky5"):
+        expected = draw("kandinsky5", *tiny("kandinsky5"), steps=3)
+    assert not torch.allclose(muted, plain, atol=1e-4)
+    assert torch.allclose(muted, expected, atol=1e-5 * float(plain.abs().max()))
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "z_image", "qwen_image", "wan"])

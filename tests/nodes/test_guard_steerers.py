@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lethe.erasers.concepts import Concept, ConceptList
+from lethe.erasers.errors import EraserFileError
 
+OTHER = "a large red tree, flat style, on paper"
 BALL = ConceptList(lists=("demo-world",)).with_concept(Concept("ball", "box"))
 PROMPT = "a large red ball, flat style, on paper"
 
 
-def guarded(demo: Any, **settings: Any) -> Any:
+def guarded(demo: Any, gate: float = 0.0, **settings: Any) -> Any:
     from lethe.nodes.guard import LetheGuard
 
     chosen = {"guard": "steerers", "steps": 20, **settings}
     with torch.inference_mode():
-        return LetheGuard.execute(demo[0], demo[1], BALL, 0.0, guard=chosen).result
+        return LetheGuard.execute(demo[0], demo[1], BALL, gate, guard=chosen).result
 
 
 def encoded(clip: Any, prompt: str) -> Any:
@@ -56,3 +60,35 @@ def test_the_prompt_is_drawn_with_the_sum_of_its_features_and_the_change(demo: A
     empty = encoded(demo[1], "")
     assert torch.allclose(sample(model, said, empty), sample(demo[0], by_hand, empty), atol=1e-5)
     assert not torch.allclose(said[0][0], encoded(demo[1], PROMPT)[0][0], atol=1e-2)
+
+
+def test_a_file_is_written_once_and_then_steers_as_the_trained_one(demo: Any) -> None:
+    import folder_paths
+
+    before = {name: value.clone() for name, value in demo[0].model_state_dict().items()}
+    empty, path = encoded(demo[1], ""), Path(folder_paths.models_dir) / "steerers" / "mine" / "ball.safetensors"
+    plain, passed = (sample(demo[0], encoded(demo[1], text), empty) for text in (PROMPT, OTHER))
+    pictures = []
+    for given in ({}, {"file": "mine/ball"}, {"file": "mine/ball.safetensors", "seed": 5, "depth": 0.2}):
+        model, clip, _ = guarded(demo, gate=0.45, **given)
+        pictures.append(sample(model, encoded(clip, PROMPT), empty))
+        assert torch.equal(sample(model, encoded(clip, OTHER), empty), passed)
+        assert path.is_file() == bool(given)
+    assert torch.equal(pictures[0], pictures[1]) and torch.equal(pictures[1], pictures[2])
+    assert not torch.allclose(pictures[0], plain, atol=1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in demo[0].model_state_dict().items())
+
+
+def test_a_name_that_leads_out_of_the_folder_is_refused(demo: Any, tmp_path: Path) -> None:
+    for name in ("../ball", "../../input/ball", str(tmp_path / "ball")):
+        with pytest.raises(EraserFileError, match="leads out of steerers"):
+            guarded(demo, file=name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_saved_graphs_keep_their_settings() -> None:
+    """Settings are kept by their order, so new ones stand behind."""
+    from lethe.erasers.registry import guard_named
+
+    names = [parameter.name for parameter in guard_named("steerers").spec.parameters]
+    assert names == ["strength", "positions", "latents", "depth", "expansion", "k", "steps", "seed", "file"]

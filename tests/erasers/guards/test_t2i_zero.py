@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from lethe.erasers.concepts import Concept, ConceptList
-from lethe.erasers.errors import ConceptError
+from lethe.erasers.errors import ConceptError, FamilyError
 from lethe.erasers.guards.t2i_zero import GUARD, Corrected, Named, corrected
+from lethe.erasers.nudge import Words
+from lethe.erasers.registry import families
 from torch import Tensor
 from toy_tower import TOKENS, ToyModel
 
@@ -80,3 +83,19 @@ def test_it_acts_in_its_window_where_there_is_a_name_and_a_strength(model: ToyMo
     assert not none.holds(reading, 0.5)
     with pytest.raises(ConceptError, match="reads nothing"):
         GUARD.plan(model.task(ConceptList().with_concept(Concept("-"))), GUARD.spec.settings({}))
+
+
+def test_suppression_is_off_until_it_is_asked_for_and_needs_a_unet(model: ToyModel) -> None:
+    names = [parameter.name for parameter in GUARD.spec.parameters]
+    assert names == ["alpha", "where", "threshold", "window", "start", "end", "suppression"]
+    plan, task = GUARD.plan(model.task(NAMES), GUARD.spec.settings({})), model.task(NAMES)
+    assert plan.rivals is None
+    on = GUARD.spec.settings({"suppression": 0.7, "start": 0.2})
+    found = GUARD.plan(task, on)
+    assert found.rivals is not None and found.rivals.share == 0.7 and not found.rivals.window.holds(0.1)
+    assert found.reader is not None
+    reading = found.reader.read([model.ids("a red cat"), model.ids("a ball or old orb")])
+    places = (1, 2, 3, *(TOKENS + place for place in range(1, 6)))
+    assert reading.words == Words(places, (*[False] * 4, True, False, True, True), 2 * TOKENS)
+    with pytest.raises(FamilyError, match="Suppression needs a UNet"):
+        GUARD.plan(replace(task, family=families()["flux"]), on)
