@@ -105,18 +105,17 @@ def measure(
             eraser = mode.merge(stack, task, mode.spec.settings(setting.given)).eraser
             seconds = time.monotonic() - begun
             erased = gallery.erased(eraser)
-            judged = _judged(gone, left, cases, erased)
+            largest = count == max(counts)
+            judged = _judged(gone, left, cases, erased, other_words=largest)
             rows.append({"mode": title, "count": count, "seconds": round(seconds, 2), **judged})
-            if count == max(counts):
-                rows[-1] |= _leaked(gone, cases, erased)
-                if setting.attacked:
-                    rows[-1]["attacks"] = _attacked(gallery, erased, keep, words, attacks)
+            if largest and setting.attacked:
+                rows[-1]["attacks"] = _attacked(gallery, erased, keep, words, attacks)
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
-def _judged(gone: Bench, left: Bench, cases: tuple[Case, ...], erased: Gallery) -> dict[str, float]:
-    seen = [gone.gone(case, erased, fast=True) for case in cases]
+def _judged(gone: Bench, left: Bench, cases: tuple[Case, ...], erased: Gallery, other_words: bool) -> dict[str, float]:
+    seen = [gone.gone(case, erased, fast=not other_words) for case in cases]
     kept = left.kept(cases, erased)
     rates = {
         "erased": 1 - sum(one.direct for one in seen) / len(seen),
@@ -125,12 +124,9 @@ def _judged(gone: Bench, left: Bench, cases: tuple[Case, ...], erased: Gallery) 
         "far_before": kept.far_before,
         "far": kept.far,
     }
+    if other_words:
+        rates |= {name: statistics.mean(getattr(one, name) for one in seen) for name in OTHER_WORDS}
     return {name: round(rate, 3) for name, rate in rates.items()}
-
-
-def _leaked(gone: Bench, cases: tuple[Case, ...], erased: Gallery) -> dict[str, float]:
-    seen = [gone.gone(case, erased) for case in cases]
-    return {name: round(sum(getattr(one, name) for one in seen) / len(seen), 3) for name in OTHER_WORDS}
 
 
 def _attacked(
