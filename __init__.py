@@ -16,8 +16,9 @@ async def comfy_entrypoint() -> Any:
         from comfy_api.latest import io
 
         io.DynamicCombo  # noqa: B018
+        io.NodeInfoV1.search_aliases  # noqa: B018
     except (ImportError, AttributeError) as error:
-        raise RuntimeError("Lethe needs ComfyUI 0.8 or newer; please update it.") from error
+        raise RuntimeError("Lethe needs ComfyUI 0.16.3 or newer; please update it.") from error
     from .nodes import LetheExtension
 
     return LetheExtension()

@@ -1,7 +1,7 @@
 """The project's commands. Each builds or checks the ComfyUI host first and runs with its Python.
 
-`nox -s tests` (the default), `demo`, `host`, `lint`, `bench`, `leaderboard` and `train`; what follows `--` is
-passed on.
+`nox -s tests` (the default), `demo`, `host`, `lint`, `locales`, `bench`, `leaderboard` and `train`; what follows `--`
+is passed on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 import nox
 
 TOOLS = Path(__file__).resolve().parent / "tests" / "tools"
+# A file's tests stay together, for what they share; each worker holds two ComfyUIs, which is 3 GB or so.
+WORKERS = ("-n", "logical", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 sys.path.insert(0, str(TOOLS))
 
 from lethe_host.errors import HostError  # noqa: E402
@@ -64,11 +66,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Runs the checks, then pytest."""
+    """Runs the checks, then pytest with a worker per core; `-- -n 0` gives one process."""
     found = prepare(session)
     check(session, found)
     # Plain pytest: `python -m pytest` would put this folder's `nodes` before ComfyUI's.
-    run(session, found, str(found.tool("pytest")), *session.posargs, **one_thread())
+    run(session, found, str(found.tool("pytest")), *WORKERS, *session.posargs, **one_thread())
 
 
 @nox.session
@@ -77,6 +79,14 @@ def demo(session: nox.Session) -> None:
     found = prepare(session)
     showcase = (str(found.python), "-m", "lethe_host.showcase", *session.posargs)
     run(session, found, *showcase, PYTHONPATH=str(TOOLS), **one_thread())
+
+
+@nox.session
+def locales(session: nox.Session) -> None:
+    """Brings the nodes' translations up to date with their English texts."""
+    found = prepare(session)
+    command = (str(found.python), "-m", "lethe_host.locales", *session.posargs)
+    run(session, found, *command, PYTHONPATH=str(TOOLS))
 
 
 @nox.session

@@ -58,6 +58,8 @@ class DiffusersModel:
         gated: erasers behind gates, which are asked about every prompt.
     """
 
+    in_place = False
+
     def __init__(
         self,
         unet: Any,

@@ -1,7 +1,8 @@
 """Kinds of layers to train (learn/where.py) by the names of modules, in models that are no UNets.
 
 Where text and picture share one attention, the text's own projections count as cross-attention and the picture's as
-self-attention. Where all layers take both as one sequence, only those before them that see the text alone do.
+self-attention. Where all layers take both as one sequence, only those before them that see the text alone do; where
+there is but one of these, the blocks' keys and values count too.
 """
 
 from __future__ import annotations
@@ -169,3 +170,36 @@ ASYMMETRIC = _kinds(
     r"\.attn\.(?:qkv|proj)_y$|\.mlp_y\.",
 )
 """Mochi."""
+COGVIDEOX = _kinds(
+    r"^blocks\.",
+    r"^blocks\.\d+\.[kv]$|^patch_embed\.text_proj$",
+    r"^patch_embed\.text_proj$",
+    r"^blocks\.\d+\.(?:q|attn_out)$",
+    r"\.ff_(?:proj|out)$",
+)
+"""CogVideoX."""
+ERNIE = _kinds(
+    r"^layers\.",
+    r"\.self_attention\.to_[kv]$|^text_proj$",
+    r"^text_proj$",
+    r"\.self_attention\.to_(?:q|out\.0)$",
+    r"\.mlp\.",
+)
+"""Ernie-Image."""
+JOY = _kinds(
+    r"^double_blocks\.",
+    r"\.txt_attn_(?:qkv|proj)$",
+    r"\.txt_attn_qkv$",
+    r"\.img_attn_(?:qkv|proj)$",
+    r"_mlp\.",
+    r"\.txt_(?:attn_|mlp\.)",
+)
+"""JoyImage."""
+IDEOGRAM4 = _kinds(
+    r"^layers\.",
+    r"\.attention\.qkv$|^llm_cond_proj$",
+    r"^llm_cond_proj$",
+    r"\.attention\.o$",
+    r"\.feed_forward\.",
+)
+"""Ideogram 4."""

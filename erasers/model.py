@@ -127,7 +127,13 @@ class TextTower:
 
 
 class Model(Protocol):
-    """A loaded model; nothing here changes it."""
+    """A loaded model; nothing here changes it.
+
+    Attributes:
+        in_place: whether its layers, or its text encoder's, change their own inputs in place.
+    """
+
+    in_place: bool
 
     def weights(self) -> Mapping[str, Tensor]:
         """The effective weights of the sites by name, `[o, d]` float32 on the CPU."""

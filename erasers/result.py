@@ -313,8 +313,7 @@ class Eraser:
         Raises:
             FamilyError: the families differ, or the text features' widths do.
         """
-        widths = {family.stream: family.width, family.pooled_stream: family.pooled_width}
-        misfits = [stream for stream, operator in self.context.items() if widths.get(stream) != operator.width]
+        misfits = [stream for stream, operator in self.context.items() if family.widths.get(stream) != operator.width]
         if family.name != self.recipe.family or misfits:
             made = ", ".join(f"{stream} {operator.width}" for stream, operator in self.context.items())
             raise FamilyError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .errors import FamilyError
 
@@ -79,6 +79,29 @@ class TextKeys:
 
 
 @dataclass(frozen=True)
+class Further:
+    """Text features that enter a model beside those of its sites, by weights of their own.
+
+    Attributes:
+        stream: their name in erasers.
+        encoder: the stream of the text encoder that they come from.
+        width: features per token.
+        sites: pattern of the weights that read them first.
+        given: what the host calls them in what it gives of a prompt, `[n, tokens, d]`.
+        taken: what the host's model calls them.
+        layer: where several layers' features are given as one, `[n, layers, tokens, d]`, which layer; else None.
+    """
+
+    stream: str
+    encoder: str
+    width: int
+    sites: str
+    given: str
+    taken: str
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """What the pack knows about a model family.
 
@@ -104,6 +127,7 @@ class Family:
         can: verdicts by capability; those that are not there are `EXPECTED`.
         proven: what was run, in a few words.
         text_keys: where a prompt's tokens stand in attention; None for UNets, and where nothing can reach them.
+        further: text features that enter beside the tokens and the pooled ones.
     """
 
     name: str
@@ -126,6 +150,18 @@ class Family:
     layers: Mapping[str, str] = field(default_factory=dict)
     can: Mapping[str, Verdict] = field(default_factory=dict)
     text_keys: TextKeys | None = None
+    further: tuple[Further, ...] = ()
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """The width of every stream of text features that an eraser may edit."""
+        pooled = {self.pooled_stream: self.pooled_width} if self.pooled_stream else {}
+        return {self.stream: self.width, **pooled, **{own.stream: own.width for own in self.further}}
+
+    def seen_by(self, own: Further) -> Family:
+        """The family as if its further features were the only ones."""
+        alone = {"pooled_stream": "", "pooled_width": 0, "pooled_site": "", "further": ()}
+        return replace(self, stream=own.stream, width=own.width, sites=own.sites, **alone)
 
     @property
     def is_unet(self) -> bool:
@@ -169,7 +205,7 @@ class Need:
 
 A_UNET = Need("a UNet", lambda family: family.is_unet)
 AN_END = Need("text encoders that close a prompt with an end token, as CLIP's do", lambda family: family.ends)
-FEATURES = Need("text that enters by the features it edits alone", lambda family: family.verdict(HOOK).state != NO)
+FEATURES = Need("text that enters by the features it edits alone", lambda family: not family.further)
 ONE_CLIP = Need("one CLIP text encoder", lambda family: len(family.readers) == 1 and family.ends)
 A_PICTURE = Need("a picture of yours to change", lambda family: True)
 """Of every family; a node or a program has to give it."""
@@ -226,6 +262,21 @@ def pooled_site(shapes: Mapping[str, tuple[int, ...]], family: Family) -> str:
             f"{family.title} has no weight that reads pooled text features.", "Switch the editing of them off."
         )
     return found[0]
+
+
+def reading_weights(shapes: Mapping[str, tuple[int, ...]], family: Family, stream: str) -> list[str]:
+    """Names of the weights that features of a stream enter first; FamilyError where the model has none."""
+    if stream == family.stream:
+        return [site.name for site in list_sites(shapes, family)]
+    own = next((own for own in family.further if own.stream == stream), None)
+    if own is None:
+        return [pooled_site(shapes, family)]
+    found = [site.name for site in list_sites(shapes, family.seen_by(own))]
+    if not found:
+        raise FamilyError(
+            f"This {family.title} has no weight that reads {stream}.", "Load the model that the eraser was made for."
+        )
+    return found
 
 
 def list_sites(shapes: Mapping[str, tuple[int, ...]], family: Family, listed: str = "") -> tuple[Site, ...]:

@@ -16,6 +16,7 @@ from .result import Eraser
 from .sight import Sight
 from .sites import Family
 from .store.preserve_cache import PreserveCache
+from .target import Track, untracked
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Task:
         pictures: latents `[n, c, h, w]` of pictures of the concept that the user gave, or None.
         regions: where in each the concept is, `[n, h, w]` in 0..1 at the latents' size, or None.
         texts: the text encoders that the sites read, as one; None where the model has one alone (`Model.tower`).
+        track: goes through what takes long with progress, and stops when the user cancels.
+        further: the same task on each of the model's further text features, as if they were all that it reads.
     """
 
     concepts: ConceptList
@@ -101,6 +104,8 @@ class Task:
     pictures: Tensor | None = None
     regions: Tensor | None = None
     texts: TextTower | None = None
+    track: Track = untracked
+    further: tuple[Task, ...] = ()
 
     def loaded(self) -> Model:
         """The model; FamilyError where the task has none."""

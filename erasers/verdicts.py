@@ -8,6 +8,7 @@ from .sites import EXPECTED, GUARDS, HOOK, NO, STACKING, TESTED, TRAINING, WEIGH
 
 _UNREACHED = Verdict(NO, "the host hands its attention no options, so nothing can reach the words there.")
 BEHIND = Verdict(NO, "its words stand behind the picture's places in attention, where they are not looked for.")
+UNTRAINED = Verdict(NO, "its predictions are of a kind that training does not know.")
 _VIDEO = Verdict(TESTED, "on single frames.")
 _NORM = Verdict(
     NO, "its text passes a norm before the first weight, so no change of weights equals the edit: use a hook."
@@ -23,11 +24,10 @@ NORMED: Mapping[str, Verdict] = {**EMBEDDED, WEIGHTS: _NORM}
 NORMED_VIDEO: Mapping[str, Verdict] = {**NORMED, TRAINING: _VIDEO}
 
 
-def unedited(why: str) -> Mapping[str, Verdict]:
-    """Verdicts on a model whose text takes ways that no edit of its features reaches; adapters and guards do."""
-    refused = dict.fromkeys((HOOK, WEIGHTS, WORDS), Verdict(NO, why))
-    able = dict.fromkeys((GUARDS, TRAINING), Verdict(TESTED))
-    return {**refused, **able, STACKING: Verdict(TESTED, "of trained erasers.")}
+def edited_alone(verdicts: Mapping[str, Verdict]) -> Mapping[str, Verdict]:
+    """Verdicts of which only those on closed-form edits were tested."""
+    rest = untested(verdicts, "tests ran closed-form edits alone.")
+    return {**rest, **{name: verdicts[name] for name in (HOOK, WEIGHTS, STACKING)}}
 
 
 def untested(verdicts: Mapping[str, Verdict], why: str) -> Mapping[str, Verdict]:

@@ -58,6 +58,7 @@ class LetheAttack(io.ComfyNode):
                     default="",
                     tooltip="Name under models/embeddings for a token that the attack learns (CCE); it then works as "
                     "embedding:name in every prompt. Empty: not saved.",
+                    advanced=True,
                 ),
                 *judging_inputs(),
                 io.Combo.Input(
@@ -78,7 +79,16 @@ class LetheAttack(io.ComfyNode):
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
-            search_aliases=["adversarial", "jailbreak", "P4D", "UnlearnDiffAtk", "Ring-A-Bell", "red team"],
+            search_aliases=[
+                "red team",
+                "attack",
+                "adversarial",
+                "jailbreak",
+                "robustness",
+                "P4D",
+                "DiffAtk",
+                "Ring-A-Bell",
+            ],
         )
 
     @classmethod

@@ -52,7 +52,7 @@ class LetheAttention(io.ComfyNode):
                     min=0.0,
                     max=0.99,
                     step=0.01,
-                    tooltip="Share of sampling at which it begins to act; 0 is the first step.",
+                    tooltip="Share of sampling at which it begins to act, 0 to 0.99. Start at 0, the first step.",
                 ),
                 io.Float.Input(
                     "end",
@@ -60,7 +60,8 @@ class LetheAttention(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of sampling at which it ends; 0.8 is usual where the layout shall stay.",
+                    tooltip="Share of sampling at which it ends, 0.01 to 1. Start at 1, the last step; 0.8 is usual "
+                    "where the layout shall stay.",
                 ),
                 io.Combo.Input(
                     "blocks",
@@ -68,6 +69,7 @@ class LetheAttention(io.ComfyNode):
                     default=_ALL,
                     tooltip="The part of a UNet it acts in: all of it, or its input, middle or output blocks. Start "
                     "with all, which is the only one for other models.",
+                    advanced=True,
                 ),
                 io.Combo.Input(
                     "mode",
@@ -75,6 +77,7 @@ class LetheAttention(io.ComfyNode):
                     default=_SCALE,
                     tooltip="scale multiplies what the word gives and leaves the rest. renormalise gives its share of "
                     "the attention to the other words; it takes no weights below 0.",
+                    advanced=True,
                 ),
                 io.Mask.Input("region", optional=True, tooltip="Where in the picture it acts; everywhere without one."),
             ],
@@ -84,7 +87,7 @@ class LetheAttention(io.ComfyNode):
                     "clip", tooltip="Encode the prompt with this one: it tells the model where the words are."
                 ),
             ],
-            search_aliases=["Prompt-to-Prompt", "mute word", "attention reweighting"],
+            search_aliases=["Prompt-to-Prompt", "mute word", "attention reweighting", "prompt weight", "emphasis"],
         )
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from ..erasers.concepts import split_lines
 from ..erasers.errors import SettingError
 from ..erasers.measure.grid import comparison_grid
-from .host.runtime import each
+from .host.runtime import progress
 from .host.sampling import Sampling, draw, encode_prompt
 from .sampling_inputs import preview, sampling_inputs
 
@@ -29,7 +30,7 @@ class LetheCompare(io.ComfyNode):
             description="Draws the same prompts with the same seeds through both models and sets the pictures side "
             "by side.",
             inputs=[
-                io.Model.Input("before", tooltip="The untouched model."),
+                io.Model.Input("before", tooltip="The untouched model, as it is before the eraser or guard."),
                 io.Model.Input("after", tooltip="The model with concepts erased."),
                 io.Clip.Input("clip", tooltip="The text encoder of both, or of 'before' if clip_after is connected."),
                 io.Vae.Input("vae", tooltip="The autoencoder that belongs to the models."),
@@ -40,7 +41,9 @@ class LetheCompare(io.ComfyNode):
                     tooltip="One prompt per line: what is erased, and what has to stay.",
                 ),
                 *sampling_inputs(),
-                io.ImageCompare.Input("view", optional=True, tooltip="Slide between the two."),
+                io.ImageCompare.Input(
+                    "view", optional=True, tooltip="Shows both after a run: slide between before and after."
+                ),
                 io.Clip.Input("clip_after", optional=True, tooltip="The text encoder of 'after', where it differs."),
             ],
             outputs=[
@@ -50,6 +53,7 @@ class LetheCompare(io.ComfyNode):
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
+            search_aliases=["compare", "side by side", "image compare", "A/B test", "grid"],
         )
 
     @classmethod
@@ -71,16 +75,26 @@ class LetheCompare(io.ComfyNode):
             raise SettingError("There is no prompt to compare.", "Write one per line.")
         how = Sampling(**sampling)
         arms = ((before, clip), (after, clip_after or clip))
-        first, second = (_draw_all(model, encoder, vae, lines, negative, how, count) for model, encoder in arms)
+        with progress(len(arms) * len(lines)) as step:
+            first, second = (_draw_all(*arm, vae, lines, negative, how, count, step) for arm in arms)
         grid = comparison_grid(lines, first, second)
         pictures = {name: preview(batch, cls) for name, batch in (("a_images", first), ("b_images", second))}
         return io.NodeOutput(grid, first, second, ui={"images": preview(grid, cls), **pictures})
 
 
 def _draw_all(
-    model: ModelPatcher, clip: Any, vae: Any, prompts: tuple[str, ...], negative: str, how: Sampling, count: int
+    model: ModelPatcher,
+    clip: Any,
+    vae: Any,
+    prompts: tuple[str, ...],
+    negative: str,
+    how: Sampling,
+    count: int,
+    step: Callable[[], None],
 ) -> Tensor:
     """`[prompts * count, h, w, 3]`; one arm at a time, since switching patched clones is slow."""
-    against = encode_prompt(clip, negative)
-    encoded = [encode_prompt(clip, prompt) for prompt in prompts]
-    return torch.cat([draw(model, positive, against, vae, how, count) for positive in each(encoded, len(encoded))])
+    against, drawn = encode_prompt(clip, negative), []
+    for positive in [encode_prompt(clip, prompt) for prompt in prompts]:
+        drawn.append(draw(model, positive, against, vae, how, count))
+        step()
+    return torch.cat(drawn)

@@ -43,11 +43,12 @@ class LetheConcept(io.ComfyNode):
                     max=100.0,
                     step=0.01,
                     tooltip="Importance against the other concepts, 0.01 to 100; start at 1.",
+                    advanced=True,
                 ),
                 Concepts.Input("concepts", optional=True, tooltip="Earlier concepts to go on from."),
             ],
             outputs=[Concepts.Output("concepts", tooltip="The concepts so far.")],
-            search_aliases=["unlearn", "forget", "remove concept"],
+            search_aliases=["unlearn", "forget", "remove concept", "delete concept", "nsfw", "nudity", "artist"],
         )
 
     @classmethod
@@ -95,7 +96,7 @@ class LetheConceptList(io.ComfyNode):
                 Concepts.Output("concepts", tooltip="The concepts so far."),
                 io.Int.Output("count", tooltip="How many concepts to erase that makes."),
             ],
-            search_aliases=["csv", "batch erase", "hundred concepts"],
+            search_aliases=["csv", "batch erase", "hundred concepts", "many concepts", "unlearn list"],
         )
 
     @classmethod
@@ -139,7 +140,7 @@ class LethePreserve(io.ComfyNode):
                 Concepts.Input("concepts", optional=True, tooltip="Earlier concepts to go on from."),
             ],
             outputs=[Concepts.Output("concepts", tooltip="The concepts so far.")],
-            search_aliases=["keep", "retain"],
+            search_aliases=["keep", "retain", "protect", "neighbours"],
         )
 
     @classmethod

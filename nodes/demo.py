@@ -21,11 +21,11 @@ class LetheDemoModel(io.ComfyNode):
             inputs=[],
             outputs=[
                 io.Model.Output("model", tooltip="The denoiser, a Stable Diffusion 1 type UNet."),
-                io.Clip.Output("clip", tooltip="The text encoder."),
+                io.Clip.Output("clip", tooltip="The text encoder, a small CLIP with 77 tokens."),
                 io.Vae.Output("vae", tooltip="The autoencoder, 128x128 pixels to 16x16 latents."),
                 io.ClipVision.Output("clip_vision", tooltip="The image half of the text encoder's pair."),
             ],
-            search_aliases=["lethe example", "toy model"],
+            search_aliases=["lethe example", "toy model", "tiny model", "test model"],
         )
 
     @classmethod

@@ -37,6 +37,7 @@ def _form_inputs() -> list[io.Input]:
             tooltip="hook edits the text features on their way into the model: exact for quantised weights, free to "
             "remove. weights writes the same edit as low-rank patches on the cross-attention weights. Methods whose "
             "edit differs from layer to layer (SPEED, ConceptPrune) write weights either way.",
+            advanced=True,
         ),
     ]
 
@@ -73,6 +74,7 @@ class LetheErase(io.ComfyNode):
                     tooltip="Edit the pooled text features as well (SDXL reads them beside the tokens), by the same "
                     "algebra at their own place. Off, they still carry a trace of the concept. Refused for models "
                     "that read none, such as SD 1.",
+                    advanced=True,
                 ),
                 method_input("method", _specs(), "The published method to use; uce is a sane start."),
             ],
@@ -85,7 +87,18 @@ class LetheErase(io.ComfyNode):
                     "preserved prompts drift, which pairs nearly coincide, what became of earlier erasures.",
                 ),
             ],
-            search_aliases=["UCE", "unlearn", "concept erasure"],
+            search_aliases=[
+                "unlearn",
+                "concept erasure",
+                "forget",
+                "remove concept",
+                "UCE",
+                "RECE",
+                "MACE",
+                "SPEED",
+                "LEACE",
+                "debias",
+            ],
         )
 
     @classmethod
@@ -125,6 +138,7 @@ class LetheApply(io.ComfyNode):
             description="Applies a finished eraser to a model of the family it was made for.",
             inputs=[*model_inputs(), EraserSocket.Input("eraser", tooltip="The eraser to apply."), *_form_inputs()],
             outputs=model_outputs(),
+            search_aliases=["use eraser", "load eraser", "eraser strength", "unlearn"],
         )
 
     @classmethod

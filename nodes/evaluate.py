@@ -73,7 +73,7 @@ class LetheEvaluate(io.ComfyNode):
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
-            search_aliases=["metrics", "benchmark", "clip score", "measure erasure"],
+            search_aliases=["metrics", "benchmark", "clip score", "measure erasure", "test erasure", "score"],
         )
 
     @classmethod

@@ -45,7 +45,7 @@ class LetheToLora(io.ComfyNode):
                 ),
             ],
             outputs=[LoraModel.Output("lora", tooltip="The LoRA, for 'Load LoRA Model' or 'Save LoRA Weights'.")],
-            search_aliases=["export", "lora"],
+            search_aliases=["export", "lora", "convert to lora", "erasure lora"],
         )
 
     @classmethod
@@ -94,7 +94,17 @@ class LetheImport(io.ComfyNode):
             outputs=[
                 EraserSocket.Output("eraser", tooltip="The eraser, for 'Apply Eraser', stacks and 'Save Eraser'.")
             ],
-            search_aliases=["ESD", "UCE", "SPM", "LECO", "Concept Sliders", "MACE", "AdvUnlearn", "Receler"],
+            search_aliases=[
+                "import lora",
+                "ESD",
+                "UCE",
+                "SPM",
+                "LECO",
+                "Concept Sliders",
+                "MACE",
+                "AdvUnlearn",
+                "Receler",
+            ],
         )
 
     @classmethod
@@ -130,7 +140,7 @@ class LetheInspect(io.ComfyNode):
             inputs=[EraserSocket.Input("eraser", tooltip="The eraser to look into.")],
             outputs=[io.String.Output("text", tooltip="Method, concepts, family, versions, parts, ranks and sizes.")],
             is_output_node=True,
-            search_aliases=["info", "metadata"],
+            search_aliases=["info", "metadata", "show eraser"],
         )
 
     @classmethod

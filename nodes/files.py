@@ -85,7 +85,7 @@ class LetheSave(io.ComfyNode):
                 _layout_input(),
             ],
             outputs=[
-                EraserSocket.Output("eraser", tooltip="The same eraser."),
+                EraserSocket.Output("eraser", tooltip="The same eraser, to go on with."),
                 io.String.Output(
                     "name",
                     tooltip="The name it was written under: for 'Load Eraser', or, as a LoRA or a full model, the "
@@ -94,6 +94,7 @@ class LetheSave(io.ComfyNode):
                 io.String.Output("summary", tooltip="What was written, how large it is, and what was kept."),
             ],
             is_output_node=True,
+            search_aliases=["write eraser", "export lora", "save checkpoint"],
         )
 
     @classmethod
@@ -153,7 +154,8 @@ class LetheLoad(io.ComfyNode):
                     tooltip="A name from 'Save Eraser', to load what the same graph has just written.",
                 ),
             ],
-            outputs=[EraserSocket.Output("eraser", tooltip="The eraser.")],
+            outputs=[EraserSocket.Output("eraser", tooltip="The eraser, for 'Apply Eraser' and stacks.")],
+            search_aliases=["open eraser", "read eraser", "use eraser"],
         )
 
     @classmethod

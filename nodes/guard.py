@@ -52,7 +52,7 @@ class LetheGuard(io.ComfyNode):
                 io.Vae.Input("vae", optional=True, tooltip="The autoencoder that belongs to the model, for pictures."),
             ],
             outputs=[
-                io.Model.Output("model", tooltip="The guarded model."),
+                io.Model.Output("model", tooltip="The guarded model, to draw with or to guard once more."),
                 io.Clip.Output(
                     "clip",
                     tooltip="Encode the picture's prompt with this one: it tells guards such as SAFREE the prompt's "
@@ -60,7 +60,7 @@ class LetheGuard(io.ComfyNode):
                 ),
                 io.String.Output("summary", tooltip="What the guard needs and costs, and on which prompts it acts."),
             ],
-            search_aliases=["SLD", "SAFREE", "safety", "negative prompt", "Perp-Neg"],
+            search_aliases=["safety", "nsfw", "content filter", "negative prompt", "SLD", "SAFREE", "NAG", "Perp-Neg"],
         )
 
     @classmethod

@@ -86,7 +86,7 @@ def pair_of(inputs: Mapping[str, Any]) -> Pair:
 def pair_inputs() -> list[io.Input]:
     """Both models, what encodes, decodes and sees for them, and the concepts."""
     return [
-        io.Model.Input("before", tooltip="The untouched model."),
+        io.Model.Input("before", tooltip="The untouched model, as it is before the eraser or guard."),
         io.Model.Input("after", tooltip="The model with concepts erased or guarded, as it will be used."),
         io.Clip.Input("clip", tooltip="The text encoder of both, or of 'before' if clip_after is connected."),
         io.Vae.Input("vae", tooltip="The autoencoder that belongs to the models."),
@@ -112,9 +112,13 @@ def judging_inputs() -> list[io.Input]:
             max=256,
             tooltip="Pictures drawn at a time, 1 to 256; an interrupted run loses at most one batch. Start at 8, or 1 "
             "to 4 for large models.",
+            advanced=True,
         ),
         io.String.Input(
-            "title", default="", tooltip="What the report calls the edited model; empty takes its erasers' names."
+            "title",
+            default="",
+            tooltip="What the report calls the edited model; empty takes its erasers' names.",
+            advanced=True,
         ),
         io.Combo.Input(
             "clip_model",
@@ -123,6 +127,7 @@ def judging_inputs() -> list[io.Input]:
             tooltip="What sees pictures and text together: the connected CLIP_VISION with the model's own text "
             "encoder, or a complete CLIP in transformers' form, a folder below models/clip_vision. Nothing is "
             "downloaded.",
+            advanced=True,
         ),
     ]
 

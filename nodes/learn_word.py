@@ -57,7 +57,7 @@ class LetheLearnWord(io.ComfyNode):
                     tooltip="Sentences around the word, one per line, taken in turn; * is where it stands. With grid "
                     "above 0: what each picture shows besides, without *.",
                 ),
-                io.Int.Input("tokens", default=4, min=1, max=64, tooltip="Vectors of the word, 1 to 64; 4 is sane."),
+                io.Int.Input("tokens", default=4, min=1, max=64, tooltip="Vectors of the word, 1 to 64; start at 4."),
                 io.Int.Input(
                     "steps", default=500, min=1, max=20000, tooltip="Steps of the search, 1 to 20000; start at 500."
                 ),
@@ -68,16 +68,24 @@ class LetheLearnWord(io.ComfyNode):
                     max=1.0,
                     step=1e-4,
                     round=False,
-                    tooltip="Step size of AdamW; 0.005 as published.",
+                    tooltip="Step size of AdamW, 0.00001 to 1; 0.005 as published. Too high and the word draws noise.",
+                    advanced=True,
                 ),
-                io.Int.Input("batch", default=4, min=1, max=64, tooltip="Noised pictures of each step, 1 to 64."),
+                io.Int.Input(
+                    "batch",
+                    default=4,
+                    min=1,
+                    max=64,
+                    tooltip="Noised pictures of each step, 1 to 64; start at 4.",
+                    advanced=True,
+                ),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=2**32 - 1,
                     control_after_generate=False,
-                    tooltip="Of pictures, noise and times.",
+                    tooltip="Seed of pictures, noise and times; any whole number.",
                 ),
                 io.Mask.Input(
                     "regions", optional=True, tooltip="Where in each picture it is; needed for a grid above 0."
@@ -89,6 +97,7 @@ class LetheLearnWord(io.ComfyNode):
                     max=8,
                     tooltip="0 learns one word. Above 0: Geom-Erasing's location tokens, one for each cell of a grid "
                     "of so many rows and columns that a mask touches; tokens is not used then.",
+                    advanced=True,
                 ),
                 io.Float.Input(
                     "alpha",
@@ -96,7 +105,9 @@ class LetheLearnWord(io.ComfyNode):
                     min=0.01,
                     max=100.0,
                     step=0.1,
-                    tooltip="With a grid: weight of a place outside the masks against one inside, 0.01 to 100.",
+                    tooltip="With a grid: weight of a place outside the masks against one inside, 0.01 to 100; start "
+                    "at 2.",
+                    advanced=True,
                 ),
             ],
             outputs=[
@@ -105,7 +116,7 @@ class LetheLearnWord(io.ComfyNode):
                 )
             ],
             is_output_node=True,
-            search_aliases=["textual inversion", "embedding", "Geom-Erasing", "watermark"],
+            search_aliases=["textual inversion", "embedding", "learn concept", "Geom-Erasing", "watermark"],
         )
 
     @classmethod

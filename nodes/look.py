@@ -30,7 +30,12 @@ class LetheLook(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to look into; guards and erasers on it take part."),
                 io.Clip.Input("clip", tooltip="The text encoder that belongs to it."),
-                io.String.Input("prompt", default="", multiline=True, tooltip="What to draw."),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="What to draw, in one prompt that holds the words below.",
+                ),
                 io.String.Input(
                     "words",
                     default="",
@@ -49,7 +54,7 @@ class LetheLook(io.ComfyNode):
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
-            search_aliases=["cross-attention map", "heat map", "DAAM"],
+            search_aliases=["cross-attention map", "attention map", "heat map", "DAAM", "saliency"],
         )
 
     @classmethod

@@ -45,7 +45,7 @@ class LetheReport(io.ComfyNode):
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
-            search_aliases=["leaderboard", "summary", "markdown"],
+            search_aliases=["leaderboard", "summary", "markdown", "table", "chart"],
         )
 
     @classmethod

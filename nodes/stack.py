@@ -76,7 +76,7 @@ class LetheStack(io.ComfyNode):
                     "conflicts", tooltip="The order, and which erasers share a subspace and how much of it."
                 ),
             ],
-            search_aliases=["combine erasers", "lora stack"],
+            search_aliases=["combine erasers", "chain erasers", "lora stack"],
         )
 
     @classmethod
@@ -116,7 +116,7 @@ class LetheMerge(io.ComfyNode):
                 EraserSocket.Output("eraser", tooltip="One eraser that does what the stack does."),
                 io.String.Output("summary", tooltip="What was merged, and what it cost."),
             ],
-            search_aliases=["combine erasers", "TIES", "DARE", "MACE", "SPM"],
+            search_aliases=["combine erasers", "fuse erasers", "TIES", "DARE", "MACE", "SPM"],
         )
 
     @classmethod

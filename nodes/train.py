@@ -64,8 +64,8 @@ class LetheTrain(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="Rank of adapters, width of small networks. 0 takes the recipe's own; recipes that train "
-                    "whole weights have none.",
+                    tooltip="Rank of adapters, width of small networks, up to 1024. 0 takes the recipe's own; more "
+                    "holds more and makes a larger file. Recipes that train whole weights have none.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -99,7 +99,7 @@ class LetheTrain(io.ComfyNode):
                     min=0,
                     max=100000,
                     tooltip="Steps between two looks: how far erased and kept prompts moved, and, with a VAE, a "
-                    "preview picture of one of each. 0 for none.",
+                    "preview picture of one of each. Start at 25; fewer show more and take longer, 0 shows nothing.",
                 ),
                 io.Combo.Input(
                     "stop_when_gone",
@@ -113,6 +113,7 @@ class LetheTrain(io.ComfyNode):
                     options=[DISCARD, KEEP],
                     default=DISCARD,
                     tooltip="What Interrupt does: end the whole run, or end training and go on with what was learned.",
+                    advanced=True,
                 ),
                 io.Boolean.Input(
                     "keep_state",
@@ -127,7 +128,8 @@ class LetheTrain(io.ComfyNode):
                     min=0,
                     max=256,
                     advanced=True,
-                    tooltip="Rows of each step. 0 takes the recipe's own.",
+                    tooltip="Rows of each step, up to 256. 0 takes the recipe's own; more is steadier and needs more "
+                    "memory.",
                 ),
                 io.Boolean.Input(
                     "checkpointing",
@@ -166,7 +168,17 @@ class LetheTrain(io.ComfyNode):
                 io.String.Output("summary", tooltip="What was trained, for how long, and why it ended."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
-            search_aliases=["ESD", "LECO", "SPM", "unlearn", "fine-tune", "concept erasure"],
+            search_aliases=[
+                "unlearn",
+                "concept erasure",
+                "forget",
+                "fine-tune",
+                "train lora",
+                "ESD",
+                "LECO",
+                "SPM",
+                "slider",
+            ],
         )
 
     @classmethod

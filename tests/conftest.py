@@ -24,10 +24,15 @@ class InProcess:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks every test that uses a host, so that `-m "not host"` leaves those that need only torch."""
+    """Marks every test that uses a host, so that `-m "not host"` leaves those that need only torch.
+
+    Files with slow tests come first: begun last, they would leave one worker busy when the others are done.
+    """
     for item in items:
         if {"comfy", "server", "client"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.host)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

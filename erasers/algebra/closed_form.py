@@ -28,12 +28,21 @@ class Kept:
     """The Gram matrix P^T T P of preserved rows, and the Cholesky factor it was last solved with.
 
     Args:
-        gram: `[d, d]` float64; not changed.
+        gram: `[d, d]` float64; not changed. None where there are rows instead.
+        rows: P, `[m, d]` float, where they are few: systems are then solved without a d x d matrix.
     """
 
-    def __init__(self, gram: Tensor) -> None:
-        self.gram = gram
+    def __init__(self, gram: Tensor | None = None, rows: Tensor | None = None) -> None:
+        self._gram, self.rows = gram, rows
         self._last: tuple[float, Tensor] | None = None
+
+    @property
+    def gram(self) -> Tensor:
+        """`[d, d]` float64, made of the rows when it is first asked for."""
+        if self._gram is None:
+            assert self.rows is not None
+            self._gram = gram_of(self.rows.double())
+        return self._gram
 
     def factor(self, ridge: float) -> Tensor:
         """The Cholesky factor of `gram + ridge I`, `[d, d]` float64; computed again only for another ridge."""
@@ -117,6 +126,9 @@ class RidgeSystem:
 
     def _solve_rows(self, c: Tensor, lam: float) -> Tensor:
         """C A^-1 for few rows: by Woodbury's identity over the preserved rows' factor, or over the ridge."""
+        held = None if self.kept is None else self.kept.rows
+        if lam > 0 and held is not None and len(c) + len(held) <= self.width // 2:
+            return _few_rows(c, held.double() * self.scale**0.5, lam)
         if lam > 0 and len(c) <= self.width // 2:
             if self.kept is None:
                 base = c / lam
@@ -141,6 +153,15 @@ class RidgeSystem:
                 accumulate_(self._folded[0], c)
                 self._folded[1].addmm_(move.T, c)
             self._blocks, self._pending = [], 0
+
+
+def _few_rows(c: Tensor, p: Tensor, lam: float) -> Tensor:
+    """C (lam I + C^T C + P^T P)^-1 by X (lam I + X^T X)^-1 = (lam I + X X^T)^-1 X, with C and P as the rows of X."""
+    rows = torch.cat([c, p])
+    inner = rows @ rows.T
+    inner.diagonal().add_(lam)
+    first = torch.eye(len(rows), len(c), dtype=rows.dtype)
+    return torch.cholesky_solve(first, cholesky(inner, lam)).T @ rows
 
 
 def solve_edit(

@@ -13,7 +13,7 @@ from ..errors import ConceptError, FamilyError
 from ..result import ContextOperator
 from ..sites import Family
 from ..task import EncodedPrompt, Task
-from .closed_form import Kept, RidgeSystem
+from .closed_form import RidgeSystem
 from .held import Held, hold
 from .tokens import ALL, LAST, select_pair
 
@@ -127,7 +127,7 @@ def pooled_system(task: Task, held: Held, scale: float) -> RidgeSystem | None:
         return None
     if held.pooled is None or not task.family.pooled_stream:
         raise no_pooled(task.family)
-    return RidgeSystem(task.family.pooled_width, Kept(held.pooled.gram), scale)
+    return RidgeSystem(task.family.pooled_width, held.pooled, scale)
 
 
 def no_pooled(family: Family) -> FamilyError:

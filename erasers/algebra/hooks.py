@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import FamilyError
 from ..model import TextTower
 from ..result import WeightEdit
+from ..target import Track, untracked
 from .closed_form import solved_dtype
 
 Output = Tensor | tuple[Tensor, ...]
@@ -31,9 +32,14 @@ def hooked(hooks: Iterable[tuple[nn.Module, Hook]]) -> Iterator[None]:
 
 
 @contextmanager
-def gradients() -> Iterator[None]:
-    """Gradients on, also through layers that change their own inputs in place, as some hosts' text encoders do."""
-    with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+def gradients(in_place: bool = True) -> Iterator[None]:
+    """Gradients on.
+
+    Args:
+        in_place: through layers that change their own inputs in place too, as some hosts' do (`Model.in_place`). Torch
+            then looks at every operation, which takes a small model as long as the operations do.
+    """
+    with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors() if in_place else nullcontext():
         yield
 
 
@@ -64,7 +70,10 @@ def shifting(delta: Tensor, places: Tensor) -> Hook:
 
 
 def edit_gradients(
-    modules: Mapping[str, nn.Module], weights: Mapping[str, Tensor], losses: Sequence[Loss]
+    modules: Mapping[str, nn.Module],
+    weights: Mapping[str, Tensor],
+    losses: Sequence[Loss],
+    track: Track = untracked,
 ) -> dict[str, Tensor]:
     """Mean gradients of the losses with respect to linear layers' weights.
 
@@ -75,6 +84,7 @@ def edit_gradients(
         modules: the layers, by name.
         weights: tensors of the weights' shapes `[o, i]` and the gradients' dtype, by the same names.
         losses: each is run once, in order, while the hooks are there; not in inference mode.
+        track: goes through the losses; what it raises ends it.
 
     Returns:
         `[o, i]` by name, without the layers that no loss depends on.
@@ -82,7 +92,7 @@ def edit_gradients(
     with gradients():
         deltas = {name: torch.zeros_like(weights[name], requires_grad=True) for name in modules}
         with hooked((modules[name], adding(WeightEdit(dense=delta))) for name, delta in deltas.items()):
-            for loss in losses:
+            for loss in track(losses, len(losses)):
                 value = loss() / len(losses)
                 if value.requires_grad:
                     value.backward()

@@ -74,7 +74,8 @@ def erase_scale() -> Parameter:
     return Parameter(
         "erase_scale",
         1.0,
-        "Weight of the erased embeddings against the preserved ones. Start at 1.",
+        "Weight of the erased embeddings against the preserved ones, 0.001 to 1000. Start at 1. Higher erases more "
+        "and keeps less.",
         minimum=1e-3,
         maximum=1000.0,
         advanced=True,
@@ -87,7 +88,7 @@ def preserve_scale(default: float, published: str) -> Parameter:
         "preserve_scale",
         default,
         "Weight of each preserved embedding against the erased ones. 0 lets all preserved prompts together weigh as "
-        f"much as all erased names; {published}.",
+        f"much as all erased names; {published}. Higher keeps more and erases less.",
         minimum=0.0,
         maximum=1000.0,
         step=0.001,

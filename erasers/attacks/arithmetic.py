@@ -61,7 +61,8 @@ class ConceptArithmetics:
             Parameter(
                 "steps",
                 2,
-                "Weights of the grid, 1 to 10, evenly from 1 (left out) to reach. Twice as many take twice the time.",
+                "Weights of the grid, 1 to 10, evenly from 1 (left out) to reach. Start at 2; twice as many take twice "
+                "the time.",
                 minimum=1,
                 maximum=10,
                 step=1,

@@ -124,7 +124,7 @@ def _gradient(target: Target, latents: Tensor, features: Tensor, batch: int, gen
     """The gradient of the mean denoising error over freshly noised latents `[n, c, h, w]`, `[tokens, d]`."""
     chosen = torch.randint(len(latents), (batch,), generator=generator)
     seen = noised(latents[chosen], generator)
-    with gradients():
+    with gradients(target.guarded.in_place):
         row = features.detach().requires_grad_()
         predicted = seen.predict(target.guarded, row.expand(batch, -1, -1))
         return torch.autograd.grad(row_errors(predicted, seen.noise.to(predicted)).mean(), row)[0]

@@ -251,7 +251,7 @@ class Search:
         """One step on the vectors of some prompts."""
         leaves = self.table[nearest(self.vectors.detach()[rows], self.table)].requires_grad_()
         drawn = noised(self.latents[rows], self.generator)
-        with gradients():
+        with gradients(self.target.guarded.in_place):
             filled = [self.frames[row].filled(list(own)) for row, own in zip(rows, leaves, strict=True)]
             context = self.tower.encode([self.tower.padded(tokens) for tokens in filled])[0]
             loss = self._losses(rows, drawn, context).sum()

@@ -175,7 +175,7 @@ class Search:
         drawn = torch.multinomial(shares.flatten(0, 1), 1, generator=self.generator).reshape(shares.shape[:2])
         latents = noised(self.latents[rows], self.generator, percent=percent)
         leaves = self.table[drawn].requires_grad_()
-        with gradients():
+        with gradients(self.target.guarded.in_place):
             tokens = [[*found, *self.own[row]] for row, found in zip(rows, leaves, strict=True)]
             context = self.tower.encode([self.tower.padded(row) for row in tokens])[0]
             seen = latents.predict(self.target.guarded, context, self.cfg)

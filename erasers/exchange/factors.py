@@ -12,7 +12,7 @@ from torch import Tensor
 from ...kernels.gram import gram_of
 from ..errors import SettingError
 from ..result import ContextOperator, Eraser, WeightEdit
-from ..sites import pooled_site
+from ..sites import reading_weights
 from .base import ADAPTERS, TEXT, Base, Owner
 
 _EXACT = 1e-13
@@ -114,12 +114,9 @@ def check_weights_suffice(eraser: Eraser) -> None:
 def _operators(eraser: Eraser, base: Base) -> dict[str, ContextOperator]:
     """The operator in front of each weight that reads its features."""
     found: dict[str, ContextOperator] = {}
+    shapes = {name: shape for (part, name), shape in base.shapes.items() if part == ADAPTERS}
     for stream, operator in eraser.context.items():
-        if stream == base.family.stream:
-            names = [site.name for site in base.sites]
-        else:
-            names = [pooled_site({name: shape for (_, name), shape in base.shapes.items()}, base.family)]
-        found |= dict.fromkeys(names, operator)
+        found |= dict.fromkeys(reading_weights(shapes, base.family, stream), operator)
     return found
 
 

@@ -13,7 +13,7 @@ FAMILY = Family(
     width=12288,
     blocks=32,
     pixels=1024,
-    proven="facts and names of weights at full size; closed-form edits on a reduced model of the host's own class",
+    proven="facts and names of weights at full size; an operator on a reduced model of the host's own class",
     sites=r"^txt_in\.weight$",
     mark=r"^double_stream_modulation_txt\.",
     prediction=("flow",),
@@ -21,6 +21,6 @@ FAMILY = Family(
     lora=("transformer.context_embedder", "lycoris_context_embedder", "context_embedder"),
     hosts=("Flux2",),
     layers=TWO_STREAMS,
-    can=untested(EMBEDDED, "the same class as Klein 4B, but tests do not solve systems of this width."),
+    can=untested(EMBEDDED, "the same class as Klein 4B, but its width takes tests too long."),
     text_keys=TextKeys(joint=True),
 )

@@ -149,7 +149,7 @@ def learned(task: Task, pictures: int, steps: int) -> LatentProbe:
     if latents.ndim != 4:
         raise FamilyError("This model's latents have frames, which no classifier here reads.", "Take another guard.")
     labels = torch.arange(2).repeat_interleave(pictures)
-    return fit_latent_probe(latents, labels, steps, torch.Generator().manual_seed(_SEED))
+    return fit_latent_probe(latents, labels, steps, torch.Generator().manual_seed(_SEED), task.track)
 
 
 GUARD = EluCD()

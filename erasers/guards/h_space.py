@@ -151,14 +151,14 @@ def learn_directions(task: Task, lessons: Lessons, budget: Budget) -> Tensor:
     vectors = torch.zeros(shape, device=model.device(), requires_grad=True)
     adam, rows = torch.optim.Adam([vectors], lr=budget.rate), torch.zeros(0, dtype=torch.long)
     with model.ready(), hooked([(module, _adding(lambda: vectors[rows]))]):
-        for _ in range(budget.steps):
+        for _ in task.track(range(budget.steps), budget.steps):
             chosen = torch.randint(len(lessons.latents), (budget.batch,), generator=generator)
             rows, clean = lessons.concepts[chosen], lessons.latents[chosen]
             noise = torch.randn(clean.shape, generator=generator)
             sigma = model.level(torch.rand(len(clean), generator=generator))
             x = mixed(kind, clean, noise, sigma)
             pooled = None if features.pooled is None else features.pooled[chosen]
-            with gradients():
+            with gradients(model.in_place):
                 seen = model.predict(x, sigma, features.states[chosen], pooled)
                 loss = (seen - own_space(kind, x, sigma, clean).to(seen)).square().mean()
                 (vectors.grad,) = torch.autograd.grad(loss, vectors)

@@ -96,6 +96,7 @@ class SLD:
                 "For free: share of sampling that is left as it is, 0 to 0.99. 0.3, 0.2, 0.14, 0 as published, from "
                 "weak to max.",
                 maximum=0.99,
+                advanced=True,
             ),
             Parameter(
                 "scale",
@@ -104,6 +105,7 @@ class SLD:
                 "5000.",
                 maximum=10000.0,
                 step=1.0,
+                advanced=True,
             ),
             Parameter(
                 "threshold",
@@ -111,17 +113,20 @@ class SLD:
                 "For free: the prompt's prediction counts where it exceeds the concept's by less than this, 0 to 1. "
                 "Published: 0, 0.01, 0.025, 1. At 1 nearly everything counts.",
                 step=0.001,
+                advanced=True,
             ),
             Parameter(
                 "momentum_scale",
                 0.3,
                 "For free: how much of the push of earlier steps is added, 0 to 1. Published: 0, 0.3, 0.5, 0.5.",
+                advanced=True,
             ),
             Parameter(
                 "momentum",
                 0.4,
                 "For free: how slowly the remembered push follows, 0 to 0.99. Published: 0, 0.4, 0.7, 0.7.",
                 maximum=0.99,
+                advanced=True,
             ),
         ),
     )

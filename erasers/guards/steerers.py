@@ -231,7 +231,7 @@ def _code_of(task: Task, tower: TextTower, phrase: str, settings: Mapping[str, V
     states = _states(tower, layer, list(dict.fromkeys(("", *framed))))[:, 1:].flatten(0, 1).to(own.device)
     sizes = (int(settings[name]) for name in ("expansion", "k", "steps"))
     generator = torch.Generator().manual_seed(int(settings["seed"]))
-    code = fit_sparse_code(states, *sizes, batch=_BATCH, lr=_RATE, generator=generator)
+    code = fit_sparse_code(states, *sizes, batch=_BATCH, lr=_RATE, generator=generator, track=task.track)
     if settings["file"]:
         save_code(code, layers.index(layer), path)
         _LOG.info("The steerer was trained on %d tokens and written to '%s'.", len(states), path)

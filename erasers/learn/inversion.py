@@ -186,7 +186,7 @@ def taught(run: Run, lesson: Lesson, start: Tensor, fit: Fit, generator: torch.G
     """`learn_vectors` through the model of a run as it was before training; counts its predictions."""
 
     def watched(items: Iterable[Item], count: int) -> Iterable[Item]:
-        for item in items:
+        for item in run.task.track(items, count):
             run.pulse()
             run.predictions += fit.batch
             yield item

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..target import Track, untracked
+
 _WIDTHS, _STRIDES = (32, 64, 64), (2, 2, 1)
 _SHARP = 4.0
 _RATE, _BATCH = 1e-2, 16
@@ -22,16 +24,19 @@ LatentProbe = Callable[[Tensor], Tensor]
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def fit_latent_probe(latents: Tensor, labels: Tensor, steps: int, generator: torch.Generator) -> LatentProbe:
+def fit_latent_probe(
+    latents: Tensor, labels: Tensor, steps: int, generator: torch.Generator, track: Track = untracked
+) -> LatentProbe:
     """Learn to tell classes of latents `[n, c, h, w]` apart, under noise of all strengths up to their own.
 
     Args:
         labels: `[n]`, from 0.
+        track: goes through the steps; what it raises ends the training.
     """
     clean, labels = latents.clone(), labels.clone()
     weights = _fresh(clean.shape[1], int(labels.max()) + 1, generator)
     adam = torch.optim.Adam(weights, lr=_RATE)
-    for _ in range(steps):
+    for _ in track(range(steps), steps):
         rows = torch.randint(len(clean), (_BATCH,), generator=generator)
         share = clean.std() * torch.rand(_BATCH, 1, 1, 1, generator=generator)
         noisy = clean[rows] + share * torch.randn(clean[rows].shape, generator=generator)

@@ -188,7 +188,7 @@ class _Loop:
         moment, plan = run.draw(), self.job.plan
         run.make(moment)
         values = {ERASE: 0.0, KEEP: 0.0}
-        with gradients():
+        with gradients(run.model.in_place):
             terms = run.losses(moment)
             penalties = [penalty(run.trainables) for penalty in plan.penalties]
             for aim, loss in [*zip((t.aim for t in plan.terms), terms, strict=True), *((KEEP, p) for p in penalties)]:

@@ -58,7 +58,7 @@ class Pgd:
     def _slope(self, run: Run, latents: Latents, features: Features) -> Tensor:
         """Gradient of the attack's loss with respect to the states."""
         assert latents.noise is not None
-        with gradients():
+        with gradients(run.model.in_place):
             states = features.states.detach().clone().requires_grad_()
             said = run.student(latents, replace(features, states=states))
             error = noise_in(run.model.prediction(), latents.x, latents.sigma, said) - latents.noise

@@ -72,10 +72,11 @@ class Pictures:
         noise = torch.randn(self.count, *run.model.latent_shape(), generator=generator)
         sigmas = levels(run.model, self.steps)
         parts = []
-        for part in in_parts(self.count):
+        todo = in_parts(self.count)
+        for part in task.track(todo, len(todo)):
             some = scenes[part]
             said = run.features([scene[self.role] for scene in some])
             unsaid = run.features([scene.get(NULL, "") for scene in some])
             x = noise[part] * sigmas[0]
-            parts.append(roll(run.model, run.teacher, x, sigmas, said, unsaid, self.cfg))
+            parts.append(roll(run.model, run.teacher, x, sigmas, said, unsaid, self.cfg, track=task.track))
         return Clean(torch.cat(parts), scenes)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..model import Model
+from ..target import Track, untracked
 from .law import Law
 from .moment import AVERAGE, CONCEPT, MAIN, NULL, TEACHER, Features, Latents, Scene
 from .run import Run
@@ -84,9 +85,10 @@ class Rollout:
         scenes = tuple(self.scenes[order[i % len(order)]] for i in range(self.kept))
         noise = torch.randn(self.kept, *run.model.latent_shape(), generator=generator)
         last = max(round(high * self.steps) for _, high in (self.zones or {MAIN: (0.0, 1.0)}).values()) - 1
-        return Path.joined([self._roll(run, noise[part], scenes[part], last) for part in in_parts(self.kept)])
+        track, parts = run.task.track, in_parts(self.kept)
+        return Path.joined([self._roll(run, noise[p], scenes[p], last, track) for p in track(parts, len(parts))])
 
-    def _roll(self, run: Run, noise: Tensor, scenes: tuple[Scene, ...], last: int) -> Path:
+    def _roll(self, run: Run, noise: Tensor, scenes: tuple[Scene, ...], last: int, track: Track = untracked) -> Path:
         """The latents of every step up to `last`, and the teacher's predictions there where it is the teacher's."""
         sigmas = levels(run.model, self.steps)
         steps, known = [], []
@@ -99,7 +101,7 @@ class Rollout:
         with torch.no_grad(), run.averaged() if self.who == AVERAGE else nullcontext():
             said = self.says(run, scenes) if self.says else self._features(run, scenes, self.role)
             unsaid = self._features(run, scenes, self.against)
-            roll(run.model, look, noise * sigmas[0], sigmas[: last + 2], said, unsaid, self.cfg, keep)
+            roll(run.model, look, noise * sigmas[0], sigmas[: last + 2], said, unsaid, self.cfg, keep, track)
         parts = {} if self.who != TEACHER else {self.against: 1} if self.says else {self.role: 0, self.against: 1}
         stacked = {role: torch.stack([pair[index] for pair in known], 1) for role, index in parts.items()}
         return Path(torch.stack(steps, 1), sigmas[: len(steps)], noise, scenes, stacked)
@@ -152,15 +154,18 @@ def roll(
     unsaid: Features,
     cfg: float,
     on_step: Callable[[Tensor, tuple[Tensor, Tensor]], None] | None = None,
+    track: Track = untracked,
 ) -> Tensor:
     """Euler's method along `sigmas` with guidance, from latents `x` `[n, c, h, w]` at `sigmas[0]`.
 
     Args:
         look: predicts for latents and features.
         on_step: is told the latents before each step, and the predictions with and without the prompt there.
+        track: goes through the steps; what it raises ends the rollout.
     """
     kind, both = model.prediction(), Features.joined([said, unsaid])
-    for now, following in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+    steps = list(zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True))
+    for now, following in track(steps, len(steps)):
         level = torch.full((2 * len(x),), now)
         own, other = look(Latents(torch.cat([x, x]), level, ()), both).chunk(2)
         if on_step is not None:

@@ -44,7 +44,7 @@ class Saliency:
         found: dict[str, Tensor] = {}
         for number, losses in enumerate(self.losses):
             with _at_zero(run, number) as leaves:
-                sums = _summed(losses(run), list(leaves.values()))
+                sums = _summed(losses(run), list(leaves.values()), run.model.in_place)
             mask = largest(dict(zip(leaves, sums, strict=True)), self.share, self.together)
             found = {name: own & found[name] for name, own in mask.items()} if found else mask
         if not any(bool(mask.any()) for mask in found.values()):
@@ -66,11 +66,11 @@ def _at_zero(run: Run, number: int) -> Iterator[dict[str, Tensor]]:
         run.generator = generator
 
 
-def _summed(losses: Iterable[Callable[[], Tensor]], leaves: Sequence[Tensor]) -> list[Tensor]:
+def _summed(losses: Iterable[Callable[[], Tensor]], leaves: Sequence[Tensor], in_place: bool) -> list[Tensor]:
     """The sum of the gradients of several losses, for each leaf."""
     sums = [torch.zeros_like(leaf, requires_grad=False) for leaf in leaves]
     for loss in losses:
-        with gradients():
+        with gradients(in_place):
             parts = torch.autograd.grad(loss(), leaves, allow_unused=True)
         for total, part in zip(sums, parts, strict=True):
             if part is not None:

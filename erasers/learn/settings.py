@@ -111,6 +111,7 @@ def latents(published: str) -> Parameter:
         "about 15 times fewer predictions), a new rollout of it at each step (fresh), or of the model in training "
         f"(fresh, student). {published}",
         choices=(KEPT, FRESH, STUDENT_FRESH),
+        advanced=True,
     )
 
 
@@ -123,6 +124,7 @@ def averaged_latents() -> Parameter:
         "about 15 times fewer predictions), a new rollout of it at each step (fresh), of the model in training (fresh, "
         "student), or of its moving average (fresh, average; as published).",
         choices=(KEPT, FRESH, STUDENT_FRESH, FRESH_AVERAGE),
+        advanced=True,
     )
 
 

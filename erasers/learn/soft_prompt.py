@@ -56,7 +56,7 @@ class SoftPrompt:
 
         adam = torch.optim.AdamW([leaf], lr=self.rate, weight_decay=self.decay)
         for _ in range(self.steps):
-            with gradients():
+            with gradients(run.model.in_place):
                 loss = (run.student(latents, attacked(leaf)) - goal).square().mean()
                 (leaf.grad,) = torch.autograd.grad(loss, leaf)
             adam.step()

@@ -60,7 +60,7 @@ class SoftTokens:
             drawn = self.source.draw(run, len(moment[self.at].x))
             ask = Ask(TEACHER, self.role, self.at)
             goal = run.seen([ask], drawn)[ask]
-            with gradients():
+            with gradients(run.model.in_place):
                 said = run.student(drawn[self.at], self.read(run, drawn[self.at], vectors))
                 # The gradient is set, not added: those of earlier steps belong to other latents and other vectors.
                 (vectors.grad,) = torch.autograd.grad((said - goal).square().mean(), [vectors])

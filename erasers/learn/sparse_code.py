@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..algebra.hooks import gradients
+from ..target import Track, untracked
 
 _AUX = 1 / 32
 _DEAD = 50
@@ -63,9 +64,16 @@ def largest(latents: Tensor, k: int) -> Tensor:
 
 
 def fit_sparse_code(
-    states: Tensor, expansion: int, k: int, steps: int, batch: int, lr: float, generator: Generator
+    states: Tensor,
+    expansion: int,
+    k: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    generator: Generator,
+    track: Track = untracked,
 ) -> SparseCode:
-    """Train one on states `[n, d]`, on their device; the generator is of the CPU."""
+    """Train one on states `[n, d]`, on their device; the generator is of the CPU, `track` goes through the steps."""
     width, centre = states.shape[1], states.mean(0)
     scale = float((states - centre).square().mean().clamp_min(1e-12).rsqrt())
     rows = scale * (states - centre)
@@ -76,9 +84,9 @@ def fit_sparse_code(
         tensor.requires_grad_()
     optimizer = torch.optim.Adam(learned, lr=lr)
     idle = torch.zeros(expansion * width, device=rows.device)
-    for _ in range(steps):
+    for _ in track(range(steps), steps):
         x = rows[torch.randint(len(rows), (batch,), generator=generator).to(rows.device)]
-        with gradients():
+        with gradients(in_place=False):
             loss, used = _loss(x, learned, k, idle >= _DEAD)
             optimizer.zero_grad()
             loss.backward()

@@ -73,7 +73,10 @@ def _earlier(operator: ContextOperator, before: list[ContextOperator], task: Tas
 
 
 def _size(eraser: Eraser) -> str:
-    parts = [f"operator of rank {op.rank} of {op.width} on {stream}" for stream, op in eraser.context.items()]
+    alike: dict[tuple[int, int], list[str]] = {}
+    for stream, operator in eraser.context.items():
+        alike.setdefault((operator.rank, operator.width), []).append(stream)
+    parts = [f"operator of rank {rank} of {width} on {', '.join(own)}" for (rank, width), own in alike.items()]
     if eraser.adapters:
         parts.append(f"{len(eraser.adapters)} weights of the denoiser")
     if eraser.text_encoder:

@@ -39,12 +39,14 @@ class Dare:
                 minimum=0.01,
             ),
             Parameter("elect_signs", False, "Settle signs by vote and average, as in TIES. Start with off."),
-            Parameter("seed", 0, "Of what is dropped.", maximum=2**31 - 1, step=1, advanced=True),
+            Parameter(
+                "seed", 0, "Seed of what is dropped; any whole number.", maximum=2**31 - 1, step=1, advanced=True
+            ),
             Parameter(
                 "rank",
                 0,
-                "Rank that the merged differences are brought to; 0 keeps them whole, in a large file, as dropping "
-                "spreads them over all ranks.",
+                "Rank that the merged differences are brought to, up to 1024. Start at 0, which keeps them whole, in a "
+                "large file, as dropping spreads them over all ranks; lower ranks lose more.",
                 maximum=1024,
                 step=1,
             ),

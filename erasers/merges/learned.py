@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..learn.coefficients import Coefficients, near_one
-from ..learn.loop import Job, train
+from ..learn.loop import Job, Progress, Watch, train
 from ..learn.moment import ANCHOR, CONCEPT
 from ..learn.plan import Plan, Schedule
 from ..learn.regress import negative_guidance, same
@@ -50,7 +50,9 @@ class Learned:
                 minimum=1e-4,
                 step=1e-4,
             ),
-            Parameter("batch", 4, "Prompts of each kind in a step, 1 to 64.", minimum=1, maximum=64, step=1),
+            Parameter(
+                "batch", 4, "Prompts of each kind in a step, 1 to 64; start at 4.", minimum=1, maximum=64, step=1
+            ),
             Parameter(
                 "keep", 1.0, "Weight of preserved prompts against erased names, 0 to 100. Start at 1.", maximum=100.0
             ),
@@ -69,7 +71,9 @@ class Learned:
                 step=0.001,
                 advanced=True,
             ),
-            Parameter("seed", 0, "Of everything random.", maximum=2**31 - 1, step=1, advanced=True),
+            Parameter(
+                "seed", 0, "Seed of everything random; any whole number.", maximum=2**31 - 1, step=1, advanced=True
+            ),
         ),
     )
 
@@ -86,12 +90,23 @@ class Learned:
         )
         schedule = Schedule(int(settings["steps"]), float(settings["rate"]), int(settings["batch"]))
         job = Job(self.spec.name, settings, plan, schedule, int(settings["seed"]))
-        trained = train(task, job)
+        trained = train(task, job, _telling(task, schedule.steps))
         found = trained.eraser
         return Merged(
             Eraser(stack.recipe(self.spec.name, settings), context=found.context, adapters=found.adapters),
             f"{trained.steps} steps; {trained.ended or 'they ran to their end'}.",
         )
+
+
+def _telling(task: Task, steps: int) -> Watch:
+    """Tells whoever watches the task of each step."""
+    told = iter(task.track(range(steps), steps))
+
+    def watch(progress: Progress) -> bool:
+        next(told, None)
+        return False
+
+    return watch
 
 
 MERGE = Learned()

@@ -50,7 +50,8 @@ class Ties:
             Parameter(
                 "rank",
                 16,
-                "Rank that the merged differences are brought to; 0 keeps them whole, in a large file.",
+                "Rank that the merged differences are brought to, up to 1024. Start at 16; more keeps more, 0 keeps "
+                "them whole, in a large file.",
                 maximum=1024,
                 step=1,
             ),

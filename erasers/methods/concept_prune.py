@@ -40,6 +40,7 @@ from ..model import Model
 from ..provenance import recipe_of
 from ..result import Eraser, WeightEdit
 from ..spec import MethodSpec, Parameter, Value
+from ..target import Track, untracked
 from ..task import Task
 
 SECOND_LINEARS = r"(^|\.)ff\.net\.2$"
@@ -87,7 +88,7 @@ class ConceptPrune:
             Parameter(
                 "steps",
                 20,
-                "Sampling steps that the noise schedule is divided into. Start at 20; published with 50.",
+                "Sampling steps that the noise schedule is divided into, 1 to 100. Start at 20; published with 50.",
                 minimum=1,
                 maximum=100,
                 unit="steps",
@@ -156,9 +157,9 @@ class ConceptPrune:
         for concept in task.concepts.erase:
             targets, base = _prompts(task, concept, TEMPLATES[str(settings["templates"])])
             if base not in bases:
-                bases[base] = watch_norms(model, base, settings)
-            runs.append((watch_norms(model, targets, settings), bases[base]))
-        kept = watch_norms(model, spared, settings) if spared else None
+                bases[base] = watch_norms(model, base, settings, task.track)
+            runs.append((watch_norms(model, targets, settings, task.track), bases[base]))
+        kept = watch_norms(model, spared, settings, task.track) if spared else None
         adapters = prune_layers(model.parameter, runs, settings, kept)
         return Eraser(recipe_of(self.spec.name, settings, task, int(settings["seed"])), adapters=adapters)
 
@@ -266,7 +267,7 @@ def prune_layers(
 
 
 @torch.no_grad()
-def watch_norms(model: Model, prompts: Sequence[str], settings: Mapping[str, Value]) -> Norms:
+def watch_norms(model: Model, prompts: Sequence[str], settings: Mapping[str, Value], track: Track = untracked) -> Norms:
     """Draw `prompts` and measure what enters the second linear of every feed-forward.
 
     The unconditional half of guided sampling counts too, in one call with the other half or in its own.
@@ -275,6 +276,7 @@ def watch_norms(model: Model, prompts: Sequence[str], settings: Mapping[str, Val
         model: it carries hooks meanwhile, and none afterwards, whatever happens.
         prompts: each is drawn `pictures` times; two sets of one size start from the same noise.
         settings: checked settings; `tau`, `steps`, `cfg`, `pictures` and `seed` are used.
+        track: goes through the pictures; what it raises ends the drawing.
 
     Returns:
         Column norms `[tau, i]` by parameter name, in float64 for float64 activations, else in float32.
@@ -293,7 +295,7 @@ def watch_norms(model: Model, prompts: Sequence[str], settings: Mapping[str, Val
     drawn = [prompt for prompt in prompts for _ in range(int(settings["pictures"]))]
     with watcher.hooked():
         # One prompt a run: a host may draw several one after the other, and a run ends after its tau steps.
-        for seed, prompt in enumerate(drawn, int(settings["seed"])):
+        for seed, prompt in enumerate(track(drawn, len(drawn)), int(settings["seed"])):
             watcher.step = 0
             with suppress(_Enough):
                 model.sample([prompt], int(settings["steps"]), float(settings["cfg"]), seed, watcher.next_step)

@@ -60,8 +60,8 @@ class EMCID:
             Parameter(
                 "first_layer",
                 0,
-                "First edited layer of the text encoder, from 0; negative counts from the end. 0 for things, 7 of 12 "
-                "for artists, as published.",
+                "First edited layer of the text encoder, from 0; negative counts from the end. Start at 0, for things; "
+                "7 of 12 for artists, as published. Higher edits fewer layers and erases less.",
                 minimum=-64,
                 maximum=63,
                 unit="layers",
@@ -69,7 +69,8 @@ class EMCID:
             Parameter(
                 "last_layer",
                 -2,
-                "Last edited layer; negative counts from the end. Start at -2, all but the last, as published.",
+                "Last edited layer; negative counts from the end. Start at -2, all but the last, as published. Lower "
+                "edits fewer layers and erases less.",
                 minimum=-64,
                 maximum=63,
                 unit="layers",
@@ -109,31 +110,37 @@ class EMCID:
                 "it subtracts fc2's output from a value that is a layer's output, starts from the first template "
                 "alone, and draws the optimised value's images from the concept."
             ),
-            Parameter("steps", 200, "Steps of the optimised value. Start at 200.", 1, 2000, 1, advanced=True),
-            Parameter("lr", 0.2, "Learning rate of the optimised value. Start at 0.2.", 1e-4, 10.0, advanced=True),
+            Parameter(
+                "steps", 200, "Steps of the optimised value, 1 to 2000. Start at 200.", 1, 2000, 1, advanced=True
+            ),
+            Parameter(
+                "lr", 0.2, "Learning rate of the optimised value, 0.0001 to 10. Start at 0.2.", 1e-4, 10.0,
+                advanced=True,
+            ),
             Parameter(
                 "clamp",
                 1.5,
-                "Longest move of the optimised value, in lengths of the features it starts from. Start at 1.5.",
+                "Longest move of the optimised value, in lengths of the features it starts from, 0.01 to 10. Start at "
+                "1.5.",
                 0.01,
                 10.0,
                 advanced=True,
             ),
             Parameter(
-                "wd", 5e-4, "Weight decay of the optimised value. Start at 0.0005.", step=1e-4, maximum=10.0,
+                "wd", 5e-4, "Weight decay of the optimised value, 0 to 10. Start at 0.0005.", step=1e-4, maximum=10.0,
                 advanced=True,
             ),
             Parameter(
-                "align", 0.01, "Weight of the pooled features in the optimised value. Start at 0.01.", maximum=10.0,
-                advanced=True,
+                "align", 0.01, "Weight of the pooled features in the optimised value, 0 to 10. Start at 0.01.",
+                maximum=10.0, advanced=True,
             ),
             Parameter(
-                "sample_steps", 20, "Sampling steps of the optimised value's images. Start at 20.", 1, 200, 1,
+                "sample_steps", 20, "Sampling steps of the optimised value's images, 1 to 200. Start at 20.", 1, 200, 1,
                 unit="steps", advanced=True,
             ),
             Parameter(
-                "cfg", 5.0, "Guidance of the optimised value's images. Start at 5; 7.5 for SD.", 1.0, 30.0, 0.1,
-                advanced=True,
+                "cfg", 5.0, "Guidance of the optimised value's images, 1 to 30. Start at 5; 7.5 for SD.",
+                1.0, 30.0, 0.1, advanced=True,
             ),
             Parameter("seed", 0, "Seed of the optimised value's noise.", 0, 2**31 - 1, 1, advanced=True),
         ),
@@ -327,9 +334,10 @@ def _optimise(task: Task, probe: Probe, block: str, name: _Name, settings: Mappi
     lesson = _Lesson(task.loaded(), probe, latents.clone(), targets, settings)
     delta = torch.zeros_like(start, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=float(settings["lr"]))
-    for _ in range(int(settings["steps"])):
+    steps = int(settings["steps"])
+    for _ in task.track(range(steps), steps):
         optimizer.zero_grad()
-        with gradients():
+        with gradients(task.loaded().in_place):
             with hooked(probe.active({block: shifting(delta, places)})):
                 context, pooled = probe.tower.run(texts)
             decay = float(settings["wd"]) * delta.norm() / start.square().sum()

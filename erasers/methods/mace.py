@@ -125,7 +125,7 @@ class MACE:
                 0.0,
                 "Weight of each preserved embedding against one embedding of one sentence. 0 gives all preserved "
                 "prompts together the weight of one concept (sentences divided by prompts). Start at 0; published: "
-                "1e-4 over 600,000 captions.",
+                "1e-4 over 600,000 captions. Higher keeps more and erases less.",
                 maximum=1000.0,
                 step=0.0001,
             ),

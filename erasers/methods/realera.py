@@ -69,7 +69,8 @@ class RealEra:
             Parameter(
                 "cosine_high",
                 0.99,
-                "Greatest cosine between an embedding and its neighbours. Start at 0.99.",
+                "Greatest cosine between an embedding and its neighbours, from the least one to 1. Start at 0.99; "
+                "higher spends neighbours on near copies.",
             ),
             Parameter(
                 "directions",
@@ -85,7 +86,7 @@ class RealEra:
                 "preserve_samples",
                 100,
                 "How many embeddings are drawn outside the neighbourhood, to be held like preserved ones; those that "
-                "come to lie inside another one's are dropped. Start at 100.",
+                "come to lie inside another one's are dropped. Start at 100; more keep more and erase less.",
                 minimum=0,
                 maximum=100000,
                 step=1,

@@ -97,12 +97,12 @@ class SLUG:
                 1, 100, 1, advanced=True,
             ),
             Parameter(
-                "logit_scale", 100.0, "Scale of the cosines in the contrastive loss; 100 is CLIP's own.",
+                "logit_scale", 100.0, "Scale of the cosines in the loss, 1 to 1000. Start at 100, CLIP's own.",
                 1.0, 1000.0, 1.0, advanced=True,
             ),
             Parameter(
                 "start", 0.1,
-                "First step, as a share of the layer's norm. Start at 0.1, as published; 0.4 was used for styles.",
+                "First step, as a share of the layer's norm, 0.001 to 10. Start at 0.1, as published; 0.4 for styles.",
                 0.001, 10.0, 0.001,
             ),
             Parameter("tolerance", 0.1, "How much recognition of what is held may be lost, 0 to 1. Start at 0.1."),
@@ -119,8 +119,8 @@ class SLUG:
                 "1 as published, which leaves the concept in longer prompts; start at 2.",
                 1.0, 10.0, 0.1,
             ),
-            Parameter("steps", 20, "Sampling steps of the pictures. Start at 20.", 1, 200, 1, unit="steps"),
-            Parameter("cfg", 7.5, "Guidance of the pictures. Start at the one you draw with.", 1.0, 30.0, 0.1),
+            Parameter("steps", 20, "Sampling steps of the pictures, 1 to 200. Start at 20.", 1, 200, 1, unit="steps"),
+            Parameter("cfg", 7.5, "Guidance of the pictures, 1 to 30. Start at the one you draw with.", 1.0, 30.0, 0.1),
             Parameter("seed", 0, "Seed of the pictures and of the choice of preserved prompts.", 0, 2**31 - 1, 1),
         ),
     )  # fmt: skip
@@ -138,8 +138,8 @@ class SLUG:
         """
         pictures = draw_pictures(task, settings)
         side = (_TextSide if settings["part"] == TEXT_ENCODER else _UnetSide)(task, pictures, settings)
-        forget = edit_gradients(side.modules, side.weights, side.forget_losses())
-        retain = edit_gradients(side.modules, side.weights, side.retain_losses())
+        forget = edit_gradients(side.modules, side.weights, side.forget_losses(), task.track)
+        retain = edit_gradients(side.modules, side.weights, side.retain_losses(), task.track)
         trial = _Trial(task, side.modules, pictures, settings)
         edits, step = unlearn_layer(side.weights, forget, retain, side.sites, settings, trial)
         if step.forget > 0:

@@ -112,7 +112,7 @@ class SPEED:
                 "lamb",
                 0.0,
                 "How softly the empty prompt is held. Start at 0, which holds it exactly; published 0, and 0.5 for "
-                "nudity.",
+                "nudity. Higher lets it move further and erases more.",
                 minimum=0.0,
                 maximum=1000.0,
                 advanced=True,
@@ -120,7 +120,7 @@ class SPEED:
             Parameter(
                 "aug_num",
                 10,
-                "Samples added around each retained embedding, 0 for none. Start at 10.",
+                "Samples added around each retained embedding, 0 to 1000; 0 adds none. Start at 10.",
                 minimum=0,
                 maximum=1000,
                 unit="samples",

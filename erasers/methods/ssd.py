@@ -95,8 +95,8 @@ class SSD:
             Parameter(
                 "batch", 4, "Pictures per gradient, 1 to 64, on both sides. Start at 4.", 1, 64, 1, advanced=True
             ),
-            Parameter("steps", 20, "Sampling steps of the pictures. Start at 20.", 1, 200, 1, unit="steps"),
-            Parameter("cfg", 6.0, "Guidance of the pictures. Start at the one you draw with.", 1.0, 30.0, 0.1),
+            Parameter("steps", 20, "Sampling steps of the pictures, 1 to 200. Start at 20.", 1, 200, 1, unit="steps"),
+            Parameter("cfg", 6.0, "Guidance of the pictures, 1 to 30. Start at the one you draw with.", 1.0, 30.0, 0.1),
             Parameter("seed", 0, "Seed of pictures, noises and times.", 0, 2**31 - 1, 1, advanced=True),
         ),
     )
@@ -144,9 +144,9 @@ def fisher(task: Task, scenes: tuple[Scene, ...], settings: Mapping[str, Value])
     sums = {name: torch.zeros_like(tensor, requires_grad=False) for name, tensor in leaves.items()}
     batches = max(1, count * int(settings["draws"]) // rows)
     with run.active():
-        for _ in range(batches):
+        for _ in task.track(range(batches), batches):
             moment = run.draw()
-            with gradients():
+            with gradients(run.model.in_place):
                 (loss,) = run.losses(moment)
                 found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
             for total, gradient in zip(sums.values(), found, strict=True):

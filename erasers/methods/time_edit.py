@@ -74,7 +74,7 @@ class TIME:
                 "preserve_scale",
                 0.01,
                 "Weight of each preserved embedding against each erased one. 0 holds nothing, as published: "
-                "neighbours of the concept then drift with it. Start at 0.01.",
+                "neighbours of the concept then drift with it. Start at 0.01; higher keeps more and erases less.",
                 maximum=1000.0,
                 step=0.001,
             ),

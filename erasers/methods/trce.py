@@ -44,7 +44,7 @@ def _weight(name: str, default: float, meaning: str) -> Parameter:
     return Parameter(
         name,
         default,
-        f"Weight of {meaning}, 0 to leave it out. Start at {default:g}, as published.",
+        f"Weight of {meaning}, 0 to 100; 0 leaves it out. Start at {default:g}, as published.",
         maximum=100.0,
         advanced=name == WEIGHTS[0],
     )

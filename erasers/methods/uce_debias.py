@@ -23,6 +23,7 @@ from ..concepts import Concept
 from ..errors import ConceptError, FamilyError
 from ..provenance import recipe_of
 from ..result import ContextOperator, Eraser
+from ..sites import FEATURES
 from ..spec import MethodSpec, Parameter, Value
 from ..task import EncodedPrompt, Task
 
@@ -42,7 +43,7 @@ class UCEDebias:
             Parameter(
                 "pictures",
                 24,
-                "Pictures drawn of each concept in every round, 4 to 256; more measure the shares better.",
+                "Pictures drawn of each concept in every round, 4 to 256. Start at 24; more measure the shares better.",
                 minimum=4,
                 maximum=256,
                 step=1,
@@ -60,7 +61,8 @@ class UCEDebias:
             Parameter(
                 "step_size",
                 0.1,
-                "How much a gain grows for a share that is missing entirely, 0.01 to 5. Too large: the shares swing.",
+                "How much a gain grows for a share that is missing entirely, 0.01 to 5. Start at 0.1. Too large: the "
+                "shares swing.",
                 minimum=0.01,
                 maximum=5.0,
             ),
@@ -70,14 +72,29 @@ class UCEDebias:
                 "A share this close to equal is good enough, 0 to 0.5; 0.05 as published.",
                 maximum=0.5,
             ),
-            Parameter("steps", 20, "Sampling steps of those pictures.", minimum=1, maximum=200, step=1, unit="steps"),
-            Parameter("cfg", 4.0, "Guidance scale of those pictures; 7.5 as published.", maximum=30.0, step=0.1),
+            Parameter(
+                "steps",
+                20,
+                "Sampling steps of those pictures, 1 to 200. Start at 20.",
+                minimum=1,
+                maximum=200,
+                step=1,
+                unit="steps",
+            ),
+            Parameter(
+                "cfg",
+                4.0,
+                "Guidance scale of those pictures, 0 to 30. Start at 4; 7.5 as published.",
+                maximum=30.0,
+                step=0.1,
+            ),
             tokens(LAST),
             lam(0.001, "the program's is 0.5, absolute"),
             lam_scale(),
             preserve_scale(0.0, "1 in the program"),
             Parameter("seed", 0, "Seed of the pictures.", maximum=2.0**31, step=1, advanced=True),
         ),
+        wants=(FEATURES,),
     )
 
     def fit(self, task: Task, settings: Mapping[str, Value]) -> Eraser:
@@ -100,7 +117,8 @@ class UCEDebias:
         gains = {concept: torch.zeros(len(names)) for concept, names in attributes.items()}
         context = best = self._solve(task, settings, attributes, gains)
         smallest = float("inf")
-        for _ in range(int(settings["rounds"])):
+        rounds = int(settings["rounds"])
+        for _ in task.track(range(rounds), rounds):
             operator = context[task.family.stream]
             lacking = {c: missing_shares(self._shares(task, settings, c, attributes[c], operator)) for c in attributes}
             gap = max(float(missing.abs().max()) for missing in lacking.values())

@@ -74,7 +74,7 @@ class GSLoRA:
                 "pictures",
                 16,
                 "Pictures of the concept (where you give none) and of what is preserved that the model draws, each, "
-                "1 to 1024.",
+                "1 to 1024. Start at 16.",
                 minimum=1,
                 maximum=1024,
                 step=1,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...erasers.errors import ConceptError
 from ...erasers.provenance import fingerprint
-from ...erasers.sites import Encoder, Family
+from ...erasers.sites import Encoder, Family, Further
 from ...erasers.task import Encode, EncodedPrompt, joined_parts, remembering
 from .runtime import each
 from .tokens import Chunk, find_phrase, frame_of, read_chunk, token_key, tokenize, tokenizer_of
@@ -36,6 +36,19 @@ def text_encoder(clip: Any, family: Family) -> Encode:
         return [prompt for batch in shown for prompt in _encode(clip, batch, family)]
 
     return remembering(encode)
+
+
+def further_encoder(clip: Any, family: Family, own: Further, encode: Encode) -> Encode:
+    """An encoder to further features of prompts, made of what `text_encoder` gives beside the others'."""
+    key = token_key(own.encoder)
+    encoder, frame = _encoder(family, own.encoder), frame_of(clip, key)
+
+    def placed(prompt: EncodedPrompt) -> EncodedPrompt:
+        given = prompt.beside[own.given][0].float()
+        states = given if own.layer is None else given[own.layer]
+        return _placed(prompt.text, states, read_chunk(frame, tokenize(clip, prompt.text)[key][0]), encoder, None)
+
+    return lambda prompts: [placed(prompt) for prompt in encode(prompts)]
 
 
 def encoder_fingerprint(clip: Any) -> str:

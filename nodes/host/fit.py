@@ -18,18 +18,20 @@ from ...erasers.merging import Merge, Merged
 from ...erasers.model import TextTower
 from ...erasers.registry import Method
 from ...erasers.result import Eraser
-from ...erasers.sites import GUARDS, WORDS, Family
+from ...erasers.sites import GUARDS, WORDS, Family, Further
 from ...erasers.spec import Value
 from ...erasers.stack import Stack
+from ...erasers.store.preserve_cache import PreserveCache
+from ...erasers.streams import fit_streams
 from ...erasers.task import Encode, Task
 from ...erasers.words import BLOCKS, WordPart
-from .conditioning import encoder_fingerprint, text_encoder
+from .conditioning import encoder_fingerprint, further_encoder, text_encoder
 from .guarding import install
 from .model import HostModel
 from .ordinary import ordinary
 from .patcher import applied_erasers
 from .pictures import encode_pictures
-from .runtime import LOG, grams
+from .runtime import LOG, each, grams
 from .sight import HostSight
 from .sites import model_sites
 from .towers import PromptTower
@@ -52,7 +54,8 @@ def fit_eraser(
     """
     with ordinary(model, clip):
         task = task_of(model, clip, concepts, pooled, vae, vision)
-        eraser = method.fit(task, settings)
+        check_family(method.spec, task.family)
+        eraser = fit_streams(method, task, settings)
         return eraser, summarise(eraser, task)
 
 
@@ -118,7 +121,7 @@ def task_of(
     """A task on a MODEL and its CLIP; not in inference mode, where gradients are wanted."""
     host = HostModel(model, clip)
     family = host.found.family
-    return Task(
+    task = Task(
         concepts,
         family,
         encoder_fingerprint(clip),
@@ -128,6 +131,23 @@ def task_of(
         earlier=tuple(entry.eraser for entry in applied_erasers(model)),
         pooled=pooled,
         sight=HostSight(host, vae, vision) if vae is not None and vision is not None else None,
+        track=each,
+    )
+    return replace(task, further=tuple(_seen_by(task, own, model, clip) for own in host.found.further))
+
+
+def _seen_by(task: Task, own: Further, model: ModelPatcher, clip: Any) -> Task:
+    """A task on a model's further features, as if they were all that it reads."""
+    return replace(
+        task,
+        family=task.family.seen_by(own),
+        encoder=f"{task.encoder} {own.stream}",
+        encode=further_encoder(clip, task.family, own, task.encode),
+        model=HostModel(model, clip, stream=own.stream),
+        # There may be dozens of streams, whose matrices would drive all others from the disk.
+        grams=PreserveCache(room=2),
+        pooled=False,
+        sight=None,
     )
 
 

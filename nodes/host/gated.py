@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ...erasers.algebra.hooks import hooked
 from ...erasers.errors import GuardError, SettingError
-from ...erasers.gated import AtWork, GatedParts
+from ...erasers.gated import GatedParts
 from ...erasers.sites import Family
+from .entering import edit_entering
 from .guarding import KEY as GUARDS
 from .reading import TOKENS
 from .sampling import READINGS
@@ -96,19 +97,12 @@ def _apply(parts: GatedParts, family: Family, keys: Mapping[str, str]) -> Callab
             raise SettingError(
                 "Gated erasers cannot act inside a compiled model.", "Take TorchCompileModel out, or merge in mode sum."
             )
-        c_crossattn, kwargs = _edited(at_work, family, c_crossattn, kwargs)
+        c_crossattn, kwargs = edit_entering(family, c_crossattn, kwargs, at_work.edit)
         model = executor.class_obj
         with hooked(at_work.hooks(lambda name: model.get_submodule(keys[f"{name}.weight"].removesuffix(".weight")))):
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     return wrapper
-
-
-def _edited(at_work: AtWork, family: Family, tokens: Tensor, rest: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """Token features, and pooled ones among the other inputs, with the open operators applied."""
-    if rest.get("y") is not None and family.pooled_stream:
-        rest = {**rest, "y": at_work.edit(rest["y"], family.pooled_stream)}
-    return at_work.edit(tokens, family.stream), rest
 
 
 def _openness(parts: GatedParts, options: Mapping[str, Any], states: Tensor, rows: int) -> Tensor:

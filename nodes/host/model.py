@@ -24,11 +24,12 @@ from ...erasers.learn.checkpoint import checkpointed
 from ...erasers.learn.space import COSMOS, EDM, EPS, FLOW, V, own_space
 from ...erasers.model import TextTower, Token
 from ...erasers.result import ContextOperator
+from ...erasers.sites import reading_weights
 from .conditioning import end_token, token_ids
 from .gradients import differentiable, spelled_out
 from .ordinary import make_ordinary
 from .patcher import HOOK, applied_erasers, effective_weight, hook_operator
-from .runtime import each
+from .runtime import progress
 from .sampling import READINGS, encode_prompt, prompts_at_once
 from .sites import HostSites, model_sites
 
@@ -50,10 +51,13 @@ class HostModel:
 
     Args:
         pixels: width and height of the pictures it is asked for; 0 for the family's own.
+        stream: the text features that the sites of `weights` read; "" for the family's.
     """
 
-    def __init__(self, model: ModelPatcher, clip: Any, pixels: int = 0) -> None:
-        self.patcher, self.clip, self.pixels = model, clip, pixels
+    in_place = True
+
+    def __init__(self, model: ModelPatcher, clip: Any, pixels: int = 0, stream: str = "") -> None:
+        self.patcher, self.clip, self.pixels, self.stream = model, clip, pixels, stream
 
     @cached_property
     def found(self) -> HostSites:
@@ -61,18 +65,20 @@ class HostModel:
         return model_sites(self.patcher)
 
     def weights(self) -> Mapping[str, Tensor]:
+        family = self.found.family
+        stream = self.stream or family.stream
         hooked = [
-            entry.eraser.context[self.found.family.stream].scaled(entry.strength)
+            entry.eraser.context[stream].scaled(entry.strength)
             for entry in reversed(applied_erasers(self.patcher))
-            if entry.form == HOOK and self.found.family.stream in entry.eraser.context
+            if entry.form == HOOK and stream in entry.eraser.context
         ]
         found = {}
-        for site in self.found.sites:
-            weight = self.parameter(site.name)
+        for name in reading_weights(self.found.shapes, family, stream):
+            weight = self.parameter(name)
             for operator in hooked:
                 up, down = operator.factors(weight)
                 weight = weight + up @ down
-            found[site.name] = weight
+            found[name] = weight
         return found
 
     def parameter(self, name: str) -> Tensor:
@@ -126,22 +132,29 @@ class HostModel:
         noise = torch.randn(len(prompts), *self.latent_shape(), generator=torch.Generator().manual_seed(seed))
         against, found = encode_prompt(self.clip, ""), []
         batches = list(zip(_chunks(prompts), noise.split(_BATCH), strict=True))
-        for chunk, own in each(batches, len(batches)):
-            latent = comfy.sample.sample(
-                patcher,
-                own,
-                steps,
-                cfg,
-                "ddim",
-                "normal",
-                prompts_at_once([encode_prompt(self.clip, prompt) for prompt in chunk]),
-                against,
-                torch.zeros_like(own),
-                callback=(lambda step, *_: on_step(step)) if on_step else None,
-                disable_pbar=True,
-                seed=seed,
-            )
-            found.append(self.patcher.model.process_latent_in(latent).cpu())
+        with progress(len(batches) * steps) as step:
+
+            def told(index: int, *_: object) -> None:
+                step()
+                if on_step:
+                    on_step(index)
+
+            for chunk, own in batches:
+                latent = comfy.sample.sample(
+                    patcher,
+                    own,
+                    steps,
+                    cfg,
+                    "ddim",
+                    "normal",
+                    prompts_at_once([encode_prompt(self.clip, prompt) for prompt in chunk]),
+                    against,
+                    torch.zeros_like(own),
+                    callback=told,
+                    disable_pbar=True,
+                    seed=seed,
+                )
+                found.append(self.patcher.model.process_latent_in(latent).cpu())
         return torch.cat(found)
 
     def predict_noise(
@@ -176,7 +189,8 @@ class HostModel:
         for base, kind in _KINDS.items():
             if isinstance(sampling, base) and not isinstance(sampling, _NOT_TRAINED):
                 return kind
-        raise FamilyError(f"{type(sampling).__mro__[2].__name__} predictions cannot be trained.", "Use another model.")
+        name = type(sampling).__bases__[-1].__name__
+        raise FamilyError(f"{name} predictions cannot be trained.", "Use another model.")
 
     def level(self, percent: Tensor) -> Tensor:
         sampling = self.patcher.get_model_object("model_sampling")

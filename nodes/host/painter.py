@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.model_management
 import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -15,6 +14,7 @@ from ...erasers.painter import Cue, Shot, Source, Spelling, alike, prompted, ske
 from ...erasers.spec import Value
 from .model import HostModel
 from .reading import read_tokens, readers_of
+from .runtime import progress
 from .sampling import READINGS, Sampling, empty_latents, encode_prompt, joined_readings, prompts_at_once
 
 
@@ -69,7 +69,6 @@ class HostPainter:
 
     def _draw(self, shots: list[Shot], steps: int) -> Tensor:
         """Latents of shots that differ in sources and seeds only."""
-        comfy.model_management.throw_exception_if_processing_interrupted()
         how, first = self.how, shots[0]
         empty = empty_latents(self.patcher, how, 1)
         noise = torch.cat([comfy.sample.prepare_noise(empty, shot.seed) for shot in shots])
@@ -78,19 +77,21 @@ class HostPainter:
         rest = 1 - sum(weight for weight, _ in first.cue.parts)
         if abs(rest) > 1e-9:
             positive.append(self._weighted([self.negative] * len(shots), rest))
-        return comfy.sample.sample(
-            self.patcher,
-            noise,
-            steps,
-            how.cfg if first.cfg is None else first.cfg,
-            how.sampler,
-            how.scheduler,
-            [entry for part in positive for entry in part],
-            encode_prompt(self.clip, self.negative),
-            empty.expand_as(noise).contiguous(),
-            seed=first.seed,
-            disable_pbar=True,
-        )
+        with progress(steps) as step:
+            return comfy.sample.sample(
+                self.patcher,
+                noise,
+                steps,
+                how.cfg if first.cfg is None else first.cfg,
+                how.sampler,
+                how.scheduler,
+                [entry for part in positive for entry in part],
+                encode_prompt(self.clip, self.negative),
+                empty.expand_as(noise).contiguous(),
+                seed=first.seed,
+                callback=lambda *_: step(),
+                disable_pbar=True,
+            )
 
     def _weighted(self, sources: list[Source], weight: float) -> list[Any]:
         """CONDITIONING of one source per picture; the host divides a sum of predictions by the sum of strengths."""

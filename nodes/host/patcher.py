@@ -20,7 +20,8 @@ from ...erasers.errors import FamilyError, SettingError
 from ...erasers.gated import GatedParts
 from ...erasers.registry import families
 from ...erasers.result import Bottleneck, ContextOperator, Eraser, Member, WeightEdit
-from ...erasers.sites import HOOK, WEIGHTS, Family, pooled_site
+from ...erasers.sites import HOOK, WEIGHTS, Family, reading_weights
+from .entering import edit_entering
 from .gated import add_gated
 from .reading import TOKENS, ReadingClip, TokenReader
 from .sites import HostSites, model_sites
@@ -168,11 +169,7 @@ def _context_patches(model: ModelPatcher, eraser: Eraser, found: HostSites) -> d
     for stream, operator in eraser.context.items():
         if operator.bias is not None:
             raise SettingError("This eraser shifts the text features by a bias.", "Apply it as a hook.")
-        if stream == found.family.stream:
-            names = [site.name for site in found.sites]
-        else:
-            names = [pooled_site(found.shapes, found.family)]
-        for key in (found.key(name) for name in names):
+        for key in (found.key(name) for name in reading_weights(found.shapes, found.family, stream)):
             up, down = operator.factors(effective_weight(model, key))
             patches[key] = _low_rank_patch(key, up, down)
     return patches
@@ -197,27 +194,26 @@ def _add(patcher: Any, patches: Mapping[str, Any], strength: float) -> None:
 
 def _hook(model: ModelPatcher, family: Family, newest: ContextOperator | None = None) -> None:
     """Put the one wrapper of this pack on `model`, for the erasers it carries and `newest` before them."""
-    streams = (family.stream, family.pooled_stream)
     hooked = [entry for entry in applied_erasers(model) if entry.form == HOOK]
     operators = {
         stream: [e.eraser.context[stream].scaled(e.strength) for e in hooked if stream in e.eraser.context]
-        for stream in streams
+        for stream in family.widths
     }
     if newest is not None:
         operators[family.stream].insert(0, newest)
     model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
     if any(operators.values()):
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _edit_features(*(operators[s] for s in streams)))
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _edit_features(family, operators))
 
 
-def _edit_features(tokens: list[ContextOperator], pooled: list[ContextOperator]) -> Callable[..., Tensor]:
-    """The wrapper that passes token and pooled features through operators, the first of each first."""
-    moved: dict[tuple[int, torch.device, bool], list[ContextOperator]] = {}
+def _edit_features(family: Family, operators: Mapping[str, list[ContextOperator]]) -> Callable[..., Tensor]:
+    """The wrapper that passes every stream of text features through its operators, the first of each first."""
+    moved: dict[tuple[str, torch.device, bool], list[ContextOperator]] = {}
 
-    def edit(features: Tensor, operators: list[ContextOperator]) -> Tensor:
-        key = id(operators), features.device, torch.is_inference_mode_enabled()
+    def edit(features: Tensor, stream: str) -> Tensor:
+        key = stream, features.device, torch.is_inference_mode_enabled()
         if key not in moved:
-            moved[key] = [operator.to(features.device) for operator in operators]
+            moved[key] = [operator.to(features.device) for operator in operators.get(stream, ())]
         for operator in moved[key]:
             own = operator.apply(features[..., : operator.width])
             rest = features[..., operator.width :]
@@ -227,10 +223,7 @@ def _edit_features(tokens: list[ContextOperator], pooled: list[ContextOperator])
     def wrapper(
         executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Any = None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        if c_crossattn is not None:
-            c_crossattn = edit(c_crossattn, tokens)
-        if kwargs.get("y") is not None:
-            kwargs = {**kwargs, "y": edit(kwargs["y"], pooled)}
+        c_crossattn, kwargs = edit_entering(family, c_crossattn, kwargs, edit)
         return executor(x, t, c_concat, c_crossattn, *args, **kwargs)
 
     return wrapper

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 from comfy_execution.graph_utils import ExecutionBlocker
+from comfy_execution.utils import ExecutionContext, get_executing_context
 from safetensors.torch import save
 from torch import Tensor
 
@@ -25,15 +27,52 @@ LOG = logging.getLogger("lethe")
 SUFFIX = ".safetensors"
 LISTS = (".txt", ".csv")
 Item = TypeVar("Item")
+throw_if_cancelled: Callable[[], None] = comfy.model_management.throw_exception_if_processing_interrupted
+
+_FINE = 1000
+"""Steps of a node's bar, which work within work moves on by fractions."""
+_levels: dict[ExecutionContext | None, list[list[int]]] = {}
+"""What is under way, from the outermost: how much is done, of how much."""
 
 
-def each(items: Iterable[Item], count: int) -> Iterator[Item]:
+@contextmanager
+def progress(count: int, pulse: Callable[[], None] = throw_if_cancelled) -> Iterator[Callable[[], None]]:
+    """The bar of the node that runs, for work of `count` steps; what it gives is called after each.
+
+    Inside other work its steps are fractions of that one's present step, since a node has one bar.
+
+    Args:
+        pulse: is called at the start and at each step; ends the work when the user cancelled.
+    """
+    here = get_executing_context()
+    levels = _levels.setdefault(here, [])
+    bar, level = comfy.utils.ProgressBar(_FINE), [0, max(count, 1)]
+    levels.append(level)
+
+    def step() -> None:
+        pulse()
+        level[0] += 1
+        done, share = 0.0, 1.0
+        for passed, whole in levels:
+            share /= whole
+            done += passed * share
+        bar.update_absolute(round(done * _FINE))
+
+    try:
+        pulse()
+        yield step
+    finally:
+        levels[:] = [own for own in levels if own is not level]
+        if not levels:
+            _levels.pop(here, None)
+
+
+def each(items: Iterable[Item], count: int, pulse: Callable[[], None] = throw_if_cancelled) -> Iterator[Item]:
     """Go through `items` with a progress bar, stopping when the user cancels."""
-    bar = comfy.utils.ProgressBar(count)
-    for item in items:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        yield item
-        bar.update(1)
+    with progress(count, pulse) as step:
+        for item in items:
+            yield item
+            step()
 
 
 def blocked(problem: str) -> ExecutionBlocker:

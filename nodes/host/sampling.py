@@ -14,6 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...erasers.errors import SettingError
+from .runtime import progress
 
 READINGS = "lethe.readings"
 """Where CONDITIONING carries what readers made of a prompt's tokens: by owner, a list of one reading per row."""
@@ -46,19 +47,21 @@ def draw(model: ModelPatcher, positive: Any, negative: Any, vae: Any, how: Sampl
 def draw_latents(model: ModelPatcher, positive: Any, negative: Any, how: Sampling, count: int = 1) -> Tensor:
     """Latents `[count, c, h, w]` of the pictures that `draw` draws."""
     empty = empty_latents(model, how, count)
-    return comfy.sample.sample(
-        model,
-        comfy.sample.prepare_noise(empty, how.seed),
-        how.steps,
-        how.cfg,
-        how.sampler,
-        how.scheduler,
-        positive,
-        negative,
-        empty,
-        seed=how.seed,
-        disable_pbar=True,
-    )
+    with progress(how.steps) as step:
+        return comfy.sample.sample(
+            model,
+            comfy.sample.prepare_noise(empty, how.seed),
+            how.steps,
+            how.cfg,
+            how.sampler,
+            how.scheduler,
+            positive,
+            negative,
+            empty,
+            seed=how.seed,
+            callback=lambda *_: step(),
+            disable_pbar=True,
+        )
 
 
 def empty_latents(model: ModelPatcher, how: Sampling, count: int) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
 from ...erasers.errors import FamilyError
 from ...erasers.registry import families
-from ...erasers.sites import Family, Site, find_sites
+from ...erasers.sites import Family, Further, Site, find_sites, list_sites
 
 _PREFIX = "diffusion_model."
 
@@ -24,12 +24,14 @@ class HostSites:
         sites: the weights that read text features, under the pack's names for them.
         shapes: every weight's shape by the pack's name.
         keys: the host's name of every weight by the pack's.
+        further: the family's further features that this model reads, with the weights that read them.
     """
 
     family: Family
     sites: tuple[Site, ...]
     shapes: Mapping[str, tuple[int, ...]]
     keys: Mapping[str, str]
+    further: Mapping[Further, tuple[Site, ...]] = field(default_factory=dict)
 
     def key(self, name: str) -> str:
         """The host's name of a weight; FamilyError where the model has no such weight."""
@@ -50,4 +52,7 @@ def model_sites(model: ModelPatcher) -> HostSites:
     own = dict(model.model.named_parameters())
     shapes = {names[key]: tuple(own.get(key, value).shape) for key, value in state.items()}
     family, sites = find_sites(shapes, families().values())
-    return HostSites(family, sites, shapes, {name: key for key, name in names.items()})
+    listed = "\n".join(shapes)
+    further = {own: list_sites(shapes, family.seen_by(own), listed) for own in family.further}
+    read = {own: found for own, found in further.items() if found}
+    return HostSites(family, sites, shapes, {name: key for key, name in names.items()}, read)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from .model import HostModel
 from .ordinary import ordinary
 from .patcher import applied_erasers
 from .pictures import encode_pictures, fitted_regions
-from .runtime import LOG
+from .runtime import LOG, Item, each
 
 DISCARD, KEEP = "discard", "keep what was learned"
 _LOOKS = 4
@@ -115,7 +115,7 @@ def train_eraser(
             checkpoint=wish.checkpoint,
             bf16=wish.bf16,
         )
-        return train(task, job, watcher), watcher
+        return train(replace(task, track=watcher.track), job, watcher), watcher
 
 
 @dataclass
@@ -148,6 +148,10 @@ class Watcher:
             if self.wish.on_interrupt == KEEP:
                 raise Stopped("it was interrupted; what was learned so far is kept") from None
             raise
+
+    def track(self, items: Iterable[Item], count: int) -> Iterator[Item]:
+        """Shows what is done before the first step: pictures that are drawn, tokens that are learned."""
+        return each(items, count, self.pulse)
 
     def __call__(self, progress: Progress) -> bool:
         every = self.wish.look_every

@@ -14,6 +14,8 @@ app.registerExtension({
       previous?.apply(this, arguments);
       const widget = this.widgets?.find((candidate) => candidate.type === "imagecompare");
       if (!widget || !output?.a_images) return;
+      // Of the shown pictures the server is told nothing, or every run would seem to be another one.
+      widget.serializeValue = () => ["", ""];
       widget.value = { beforeImages: output.a_images.map(url), afterImages: output.b_images.map(url) };
     };
   },

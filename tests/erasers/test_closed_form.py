@@ -75,6 +75,28 @@ def test_blocks_and_a_kept_gram_matrix_give_the_same_as_rows_at_once(n: int, m: 
         assert _error(_edited(w, system.solve(0.3, torch.float64)), _edited(w, expected)) < 1e-10
 
 
+@pytest.mark.parametrize(("n", "m", "d", "scale"), [(1, 1, 7, 1.0), (3, 5, 16, 0.25), (30, 47, 231, 4.0)])
+def test_few_kept_rows_give_the_same_without_a_matrix_of_their_width(n: int, m: int, d: int, scale: float) -> None:
+    c, g, p, w = _rows(n, d, 1), _rows(n, d, 2), _rows(m, d, 3), _rows(4, d, 4)
+    found = []
+    for kept in (Kept(rows=p), Kept(p.T @ p)):
+        system = RidgeSystem(d, kept, scale)
+        system.erase(c, g)
+        found.append(_edited(w, system.solve(0.3, torch.float64)))
+        assert kept.rows is None or kept._gram is None
+    assert _error(found[0], found[1]) < 1e-10
+
+
+def test_more_rows_than_half_the_width_are_solved_by_their_matrix() -> None:
+    c, g, p, w = _rows(3, 8, 1), _rows(3, 8, 2), _rows(2, 8, 3), _rows(4, 8, 4)
+    found = []
+    for kept in (Kept(rows=p), Kept(p.T @ p)):
+        system = RidgeSystem(8, kept)
+        system.erase(c, g)
+        found.append(_edited(w, system.solve(0.3, torch.float64)))
+    assert _error(found[0], found[1]) < 1e-12
+
+
 def test_the_kept_rows_factor_is_computed_once_for_a_ridge() -> None:
     rows = _rows(5, 9, 1)
     kept = Kept(rows.T @ rows)

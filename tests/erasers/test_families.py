@@ -9,7 +9,7 @@ from lethe.erasers import capabilities
 from lethe.erasers.capabilities import capability_table
 from lethe.erasers.errors import FamilyError
 from lethe.erasers.registry import families
-from lethe.erasers.sites import CAPABILITIES, EXPECTED, HOOK, NO, TESTED, WEIGHTS, find_sites, list_sites
+from lethe.erasers.sites import CAPABILITIES, EXPECTED, NO, TESTED, WEIGHTS, find_sites, list_sites
 
 SITES = {
     "flux": {"txt_in.weight": (3072, 4096), "vector_in.in_layer.weight": (3072, 768)},
@@ -59,6 +59,8 @@ def test_facts_fit_together(name: str) -> None:
     widths = {encoder.stream: encoder.width for encoder in family.encoders}
     assert all(stream in widths for part in parts for stream in part)
     assert max(sum(widths[stream] for stream in part) for part in parts) == family.width
+    assert all(widths[own.encoder] == own.width for own in family.further)
+    assert len(family.widths) == 1 + bool(family.pooled_stream) + len(family.further)
     assert bool(family.pooled_stream) == bool(family.pooled_width) == bool(family.pooled_site)
     assert set(family.can) <= set(CAPABILITIES)
     assert all(verdict.why.endswith(".") for verdict in family.can.values() if verdict.why or verdict.state == NO)
@@ -68,8 +70,8 @@ def test_what_cannot_be_done_is_refused_with_its_reason() -> None:
     assert families()["qwen_image"].verdict(WEIGHTS).state == NO
     with pytest.raises(FamilyError, match=r"Qwen-Image: its text passes a norm"):
         families()["qwen_image"].require(WEIGHTS)
-    with pytest.raises(FamilyError, match=r"HiDream I1: every layer of Llama"):
-        families()["hidream"].require(HOOK)
+    with pytest.raises(FamilyError, match=r"HunyuanDiT: the weights that read one text encoder"):
+        families()["hunyuan_dit"].require(WEIGHTS)
     for capability in CAPABILITIES:
         families()["demo"].require(capability)
 

@@ -60,6 +60,20 @@ def test_the_gram_matrix_is_that_of_every_prompt_held_once(rule: str) -> None:
         assert torch.equal(prompt.states[prompt.last], row)
 
 
+@pytest.mark.parametrize(("rule", "few"), [("last", True), ("all", False)])
+def test_a_few_prompts_are_held_as_rows(rule: str, few: bool) -> None:
+    names = tuple(f"p{i}" for i in range(25))
+    task = _task(Counting(pooled=3), ConceptList(preserve=names).with_concept(Concept("x", "y")))
+    held = hold(task, rule)
+    assert (held.tokens.rows is not None) == few
+    rows = torch.cat([p.states if rule == "all" or not p.text else p.states[1:2] for p in task.encode(["", *names])])
+    assert torch.allclose(held.tokens.gram, rows.double().T @ rows.double(), atol=1e-9)
+    pooled = torch.stack([p.pooled for p in task.encode(["", *names]) if p.pooled is not None]).double()
+    assert held.pooled is not None
+    assert torch.allclose(held.pooled.gram, pooled.T @ pooled, atol=1e-9)
+    assert torch.equal(held.last, torch.stack([p.states[p.last] for p in task.encode(["", *names])]))
+
+
 def test_a_list_is_encoded_once_even_when_what_is_erased_changes(tmp_path: Path) -> None:
     encode = Counting()
     hold(_task(encode, cache=PreserveCache(tmp_path)), "all")

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from lethe_host.blueprints import BLUEPRINTS
 from lethe_host.client import Client
 from lethe_host.convert import to_prompt
 from lethe_host.install import CHECKOUT, Host
 from lethe_host.server import Server
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 FOREIGN = ("tests/", ".ci/", ".github/", "kernels/bench/", "erasers/demo/training/", "noxfile.py", "setup.py")
 LARGEST = 40_000_000
@@ -47,6 +56,8 @@ def test_nothing_is_in_it_that_users_do_not_need(archive: Path) -> None:
     names = {path.relative_to(archive).as_posix() for path in files}
     assert not [name for name in names if name.startswith(FOREIGN)]
     assert {"pyproject.toml", "requirements.txt", "LICENSE", "README.md", "__init__.py"} <= names
+    assert {f"locales/{language}/nodeDefs.json" for language in ("ja", "zh")} <= names
+    assert {f"subgraphs/{blueprint.name}.json" for blueprint in BLUEPRINTS} <= names
     assert sum(path.stat().st_size for path in files) < LARGEST
 
 
@@ -65,3 +76,18 @@ def test_the_first_graph_runs_from_it(published: Server) -> None:
     client = published.client()
     workflow = json.loads((CHECKOUT / "workflows" / "erase_object.json").read_text(encoding="utf-8"))
     assert client.run(to_prompt(workflow, client.object_info()))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the step is a script of a Linux machine")
+def test_what_is_published_says_where_it_and_its_pictures_are(tmp_path: Path) -> None:
+    workflow = yaml.safe_load((CHECKOUT / ".github" / "workflows" / "publish.yml").read_text(encoding="utf-8"))
+    (step,) = [step["run"] for step in workflow["jobs"]["publish"]["steps"] if "run" in step]
+    shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
+    told = {"GITHUB_REPOSITORY": "someone/lethe", "GITHUB_SHA": "abc", "PATH": os.environ["PATH"]}
+    subprocess.run(["bash", "-c", step], cwd=tmp_path, env=told, check=True)
+    page = tomllib.loads((tmp_path / "pyproject.toml").read_text(encoding="utf-8"))
+    assert page["project"]["urls"] == {"Repository": "https://github.com/someone/lethe"}
+    for picture in (page["tool"]["comfy"][name] for name in ("Icon", "Banner")):
+        address, _, path = picture.partition("/abc/")
+        assert address == "https://raw.githubusercontent.com/someone/lethe"
+        assert (CHECKOUT / path).is_file()

@@ -191,7 +191,7 @@ def test_links_in_an_archive_are_refused(tmp_path: Path, kind: bytes) -> None:
 
 def test_another_archive_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="sha256"):
-        source.verify(archive(tmp_path / "a.tar.gz", "pkg-1/vendor/ComfyUI/main.py"))
+        source.verify(archive(tmp_path / "a.tar.gz", "pkg-1/vendor/ComfyUI/main.py"), source.CURRENT)
 
 
 def test_python_without_a_host_is_told_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

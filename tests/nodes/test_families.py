@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from lethe.erasers.errors import FamilyError
 from lethe.erasers.registry import families
-from lethe.erasers.sites import pooled_site
+from lethe.erasers.sites import NO, TRAINING, pooled_site
 
 NAMES = sorted(tiny_models.PLANS)
 
@@ -79,7 +79,12 @@ def test_a_reduced_model_is_recognised(comfy: Any, name: str) -> None:
     found, family = _found(model), families()[name]
     assert found.family.name == name
     assert all(bool(torch.isfinite(value).all()) for value in model.model.parameters())
-    assert HostModel(model, None).prediction() in family.prediction
+    if family.prediction:
+        assert HostModel(model, None).prediction() in family.prediction
+    else:
+        assert family.verdict(TRAINING).state == NO
+        with pytest.raises(FamilyError, match="cannot be trained"):
+            HostModel(model, None).prediction()
 
 
 def test_host_classes_are_there(comfy: Any) -> None:

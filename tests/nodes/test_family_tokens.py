@@ -15,10 +15,10 @@ from lethe.erasers.registry import families
 
 NAMES = sorted(name for name, plan in tiny_models.PLANS.items() if plan.clip and name != "flux2_klein_9b")
 """Klein 9B differs from Klein 4B in its sizes alone."""
-LIGHT = [name for name in NAMES if name != "flux2_klein_4b"]
-"""Those that encode fast; Klein's tokenizer is Z-Image's."""
+LIGHT = [name for name in NAMES if name not in ("flux2_klein_4b", "ideogram4")]
+"""Those that encode fast; the others' tokenizer is Z-Image's."""
 PHRASE = "Van Gogh"
-LATIN_ONLY = {"flux", "chroma", "pixart", "ltxv", "cosmos1", "cosmos2", "hidream", "mochi"}
+LATIN_ONLY = {"flux", "chroma", "cogvideox", "pixart", "ltxv", "cosmos1", "cosmos2", "hidream", "mochi"}
 """T5's vocabulary has no Chinese."""
 
 

@@ -7,7 +7,7 @@ import torch
 from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.errors import FamilyError, SettingError
 from lethe.erasers.measure.drift import residuals
-from lethe.erasers.registry import methods
+from lethe.erasers.registry import families, methods
 from lethe.erasers.result import ContextOperator, WeightEdit
 
 BALL = ConceptList(preserve=("tree", "a green box", "box")).with_concept(Concept("ball", "box"))
@@ -151,6 +151,7 @@ def test_gradients_reach_through_the_hosts_text_encoder_and_denoiser(demo) -> No
 def test_pooled_features_pass_their_own_operator() -> None:
     from lethe.nodes.host.patcher import _edit_features
 
+    family = families()["sdxl"]
     tokens = ContextOperator(dense=torch.diag(torch.full((4,), 1.0)))
     pooled = ContextOperator(down=torch.eye(3)[:1], up=torch.eye(3)[:, :1])
     seen = {}
@@ -160,7 +161,8 @@ def test_pooled_features_pass_their_own_operator() -> None:
         return x
 
     y, context, x = torch.ones(2, 5), torch.ones(2, 7, 4), torch.zeros(1)
-    _edit_features([tokens], [pooled])(executor, x, x, None, context, y=y, other=3)
+    operators = {family.stream: [tokens], family.pooled_stream: [pooled]}
+    _edit_features(family, operators)(executor, x, x, None, context, y=y, other=3)
     assert torch.equal(seen["context"], 2 * context)
     assert seen["y"].tolist() == [[2.0, 1.0, 1.0, 1.0, 1.0]] * 2
     assert seen["other"] == 3

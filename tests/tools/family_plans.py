@@ -6,20 +6,31 @@ them. Import only after the `comfy` fixture has run.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
-import torch
+from family_encoders import (
+    CLIP_G,
+    CLIP_L,
+    SD1,
+    chroma_clip,
+    encoders_of,
+    hunyuan_video15_clip,
+    llm_sizes,
+    t5_sizes,
+    with_vocabulary,
+)
 from host_configs import (
     AURA,
     CHROMA,
+    ERNIE,
     FLUX,
     FLUX2,
     HIDREAM,
     HYDIT,
+    IDEOGRAM4,
+    JOYIMAGE,
     KLEIN_4B,
     KLEIN_9B,
     LUMINA2,
@@ -41,6 +52,7 @@ from host_configs import (
     ZIMAGE,
 )
 from host_video_configs import (
+    COGVIDEOX,
     COSMOS1,
     COSMOS2,
     HUNYUAN_IMAGE,
@@ -51,7 +63,6 @@ from host_video_configs import (
     MOCHI,
     WAN,
 )
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,7 @@ class Plan:
         latent: shape of a small latent without its batch.
         clip: finds the host's `(tokenizer, model)` classes of the text encoders; None where it ships no tokenizer.
         options: reduced configurations of the text encoders, as the host takes them.
+        steps: after which the text shows in a picture; the first looks at noise too loud for it in some.
     """
 
     config: str
@@ -73,133 +85,58 @@ class Plan:
     latent: tuple[int, ...]
     clip: Callable[[], tuple[Any, Any]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-
-
-_CLIP_L = {"clip_l_model_config": {"intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}}
-_CLIP_G = {"clip_g_model_config": {"intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}}
-_T5 = {"d_ff": 32, "num_heads": 2, "d_kv": 16, "num_layers": 1}
-_LLM = {
-    "intermediate_size": 32,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "num_hidden_layers": 3,
-}
-
-
-def _t5(name: str) -> dict[str, Any]:
-    return {f"{name}_model_config": _T5}
-
-
-def _llm(name: str, **also: Any) -> dict[str, Any]:
-    return {f"{name}_model_config": {**_LLM, **also}}
-
-
-def _of(module: str, tokenizer: str, model: str, **given: Any) -> Callable[[], tuple[Any, Any]]:
-    """The tokenizer and model classes of a host module; `given` are arguments of the model's factory."""
-
-    def find() -> tuple[Any, Any]:
-        import importlib
-
-        found = importlib.import_module(f"comfy.{module}")
-        made = getattr(found, model)
-        return getattr(found, tokenizer), made(**given) if given or not isinstance(made, type) else made
-
-    return find
-
-
-def _chroma_clip() -> tuple[Any, Any]:
-    import comfy.text_encoders.pixart_t5 as host
-
-    return host.PixArtTokenizer, host.pixart_te()
-
-
-def _hunyuan_video15_clip() -> tuple[Any, Any]:
-    import comfy.text_encoders.hunyuan_image as model
-    import comfy.text_encoders.hunyuan_video as host
-
-    return host.HunyuanVideo15Tokenizer, model.te(byt5=False)
-
-
-def _spiece(find: Callable[[], tuple[Any, Any]], owner: str = "", **special: int) -> Callable[[], tuple[Any, Any]]:
-    """Classes whose vocabulary comes with the checkpoint: `owner` is given one with the same ids of special tokens."""
-
-    def found() -> tuple[Any, Any]:
-        tokenizer, model = find()
-
-        def make(embedding_directory: Any = None, tokenizer_data: Any = None) -> Any:
-            data = {**(tokenizer_data or {}), f"{owner}spiece_model": _vocabulary(tuple(special.items()))}
-            return tokenizer(embedding_directory=embedding_directory, tokenizer_data=data)
-
-        return make, model
-
-    return found
-
-
-_SD1 = _of("sd1_clip", "SD1Tokenizer", "SD1ClipModel")
-
-
-@cache
-def _vocabulary(special: tuple[tuple[str, int], ...]) -> Tensor:
-    """A sentencepiece model of a few English words, bytes for all others."""
-    import sentencepiece
-
-    made = io.BytesIO()
-    words = ("a photo of", "a cat on a mat", "the dog and the tree", "a house, oil painting", "Van Gogh style")
-    train: Any = sentencepiece.SentencePieceTrainer.train
-    settings = {"vocab_size": 320, "hard_vocab_limit": False, "byte_fallback": True, "minloglevel": 2}
-    train(sentence_iterator=iter(words * 20), model_writer=made, **settings, **dict(special))
-    return torch.frombuffer(bytearray(made.getvalue()), dtype=torch.uint8)
+    steps: int = 1
 
 
 PLANS: dict[str, Plan] = {
-    "sd1": Plan("SD15", UNET | {"model_channels": 320, "context_dim": 768}, SMALL_UNET, (4, 8, 8), _SD1, _CLIP_L),
+    "sd1": Plan("SD15", UNET | {"model_channels": 320, "context_dim": 768}, SMALL_UNET, (4, 8, 8), SD1, CLIP_L),
     "sd2": Plan(
         "SD20",
         UNET | {"model_channels": 320, "context_dim": 1024, "use_linear_in_transformer": True},
         SMALL_UNET,
         (4, 8, 8),
-        _of("text_encoders.sd2_clip", "SD2Tokenizer", "SD2ClipModel"),
-        {"clip_h_model_config": _CLIP_G["clip_g_model_config"]},
+        encoders_of("text_encoders.sd2_clip", "SD2Tokenizer", "SD2ClipModel"),
+        {"clip_h_model_config": CLIP_G["clip_g_model_config"]},
     ),
     "sdxl": Plan(
         "SDXL",
         UNET | XL,
         SMALL_UNET,
         (4, 8, 8),
-        _of("sdxl_clip", "SDXLTokenizer", "SDXLClipModel"),
-        _CLIP_L | _CLIP_G,
+        encoders_of("sdxl_clip", "SDXLTokenizer", "SDXLClipModel"),
+        CLIP_L | CLIP_G,
     ),
     "sdxl_refiner": Plan(
         "SDXLRefiner",
         UNET | REFINER,
         SMALL_UNET,
         (4, 8, 8),
-        _of("sdxl_clip", "SDXLTokenizer", "SDXLRefinerClipModel"),
-        _CLIP_G,
+        encoders_of("sdxl_clip", "SDXLTokenizer", "SDXLRefinerClipModel"),
+        CLIP_G,
     ),
     "sd3": Plan(
         "SD3",
         SD3,
         SMALL_SD3,
         (16, 8, 8),
-        _of("text_encoders.sd3_clip", "SD3Tokenizer", "sd3_clip"),
-        _CLIP_L | _CLIP_G | _t5("t5xxl"),
+        encoders_of("text_encoders.sd3_clip", "SD3Tokenizer", "sd3_clip"),
+        CLIP_L | CLIP_G | t5_sizes("t5xxl"),
     ),
     "flux": Plan(
         "Flux",
         FLUX,
         SMALL_FLUX,
         (16, 8, 8),
-        _of("text_encoders.flux", "FluxTokenizer", "flux_clip"),
-        _CLIP_L | _t5("t5xxl"),
+        encoders_of("text_encoders.flux", "FluxTokenizer", "flux_clip"),
+        CLIP_L | t5_sizes("t5xxl"),
     ),
     "ovis_image": Plan(
         "FluxSchnell",
         OVIS,
         SMALL_FLUX,
         (16, 8, 8),
-        _of("text_encoders.ovis", "OvisTokenizer", "te"),
-        _llm("qwen3_2b"),
+        encoders_of("text_encoders.ovis", "OvisTokenizer", "te"),
+        llm_sizes("qwen3_2b"),
     ),
     "flux2": Plan("Flux2", FLUX2, SMALL_FLUX2, (128, 4, 4)),
     "flux2_klein_4b": Plan(
@@ -207,127 +144,131 @@ PLANS: dict[str, Plan] = {
         KLEIN_4B,
         SMALL_FLUX2,
         (128, 4, 4),
-        _of("text_encoders.flux", "KleinTokenizer", "klein_te", model_type="qwen3_4b"),
-        _llm("qwen3_4b", num_hidden_layers=28),
+        encoders_of("text_encoders.flux", "KleinTokenizer", "klein_te", model_type="qwen3_4b"),
+        llm_sizes("qwen3_4b", num_hidden_layers=28),
     ),
     "flux2_klein_9b": Plan(
         "Flux2",
         KLEIN_9B,
         SMALL_FLUX2,
         (128, 4, 4),
-        _of("text_encoders.flux", "KleinTokenizer8B", "klein_te", model_type="qwen3_8b"),
-        _llm("qwen3_8b", num_hidden_layers=28),
+        encoders_of("text_encoders.flux", "KleinTokenizer8B", "klein_te", model_type="qwen3_8b"),
+        llm_sizes("qwen3_8b", num_hidden_layers=28),
     ),
     "chroma": Plan(
         "Chroma",
         CHROMA,
         SMALL_FLUX | {"out_dim": 64, "hidden_dim": 32, "n_layers": 1},
         (16, 8, 8),
-        _chroma_clip,
-        _t5("t5xxl"),
+        chroma_clip,
+        t5_sizes("t5xxl"),
     ),
     "pixart": Plan(
         "PixArtSigma",
         PIXART,
         {"num_heads": 2, "hidden_size": 32, "depth": 1},
         (4, 64, 64),
-        _of("text_encoders.pixart_t5", "PixArtTokenizer", "PixArtT5XXL"),
-        _t5("t5xxl"),
+        encoders_of("text_encoders.pixart_t5", "PixArtTokenizer", "PixArtT5XXL"),
+        t5_sizes("t5xxl"),
     ),
     "hunyuan_dit": Plan(
         "HunyuanDiT",
         HYDIT,
         {"depth": 2, "hidden_size": 64, "num_heads": 2},
         (4, 8, 8),
-        _spiece(
-            _of("text_encoders.hydit", "HyditTokenizer", "HyditModel"),
+        with_vocabulary(
+            encoders_of("text_encoders.hydit", "HyditTokenizer", "HyditModel"),
             "mt5xl.",
             pad_id=0,
             eos_id=1,
             unk_id=2,
             bos_id=-1,
         ),
-        {"hydit_clip_model_config": _CLIP_G["clip_g_model_config"]} | _t5("mt5xl"),
+        {"hydit_clip_model_config": CLIP_G["clip_g_model_config"]} | t5_sizes("mt5xl"),
     ),
     "auraflow": Plan(
         "AuraFlow",
         AURA,
         {"max_seq": 64, "dim": 64, "n_heads": 2, "global_conddim": 64, "n_double_layers": 1, "n_layers": 2},
         (4, 8, 8),
-        _of("text_encoders.aura_t5", "AuraT5Tokenizer", "AuraT5Model"),
-        _t5("pile_t5xl"),
+        encoders_of("text_encoders.aura_t5", "AuraT5Tokenizer", "AuraT5Model"),
+        t5_sizes("pile_t5xl"),
     ),
     "lumina2": Plan(
         "Lumina2",
         LUMINA2,
         SMALL_LUMINA,
         (16, 8, 8),
-        _spiece(_of("text_encoders.lumina2", "LuminaTokenizer", "te"), pad_id=0, eos_id=1, bos_id=2, unk_id=3),
-        _llm("gemma2_2b"),
+        with_vocabulary(
+            encoders_of("text_encoders.lumina2", "LuminaTokenizer", "te"), pad_id=0, eos_id=1, bos_id=2, unk_id=3
+        ),
+        llm_sizes("gemma2_2b"),
     ),
     "z_image": Plan(
         "ZImage",
         ZIMAGE,
         SMALL_LUMINA | {"dim": 256, "axes_dims": [32, 48, 48]},
         (16, 8, 8),
-        _of("text_encoders.z_image", "ZImageTokenizer", "te"),
-        _llm("qwen3_4b"),
+        encoders_of("text_encoders.z_image", "ZImageTokenizer", "te"),
+        llm_sizes("qwen3_4b"),
     ),
     "qwen_image": Plan(
         "QwenImage",
         QWEN,
         {"num_layers": 1, "attention_head_dim": 32, "num_attention_heads": 2, "axes_dims_rope": (8, 12, 12)},
         (16, 1, 8, 8),
-        _of("text_encoders.qwen_image", "QwenImageTokenizer", "te"),
-        _llm("qwen25_7b"),
+        encoders_of("text_encoders.qwen_image", "QwenImageTokenizer", "te"),
+        llm_sizes("qwen25_7b"),
     ),
     "hidream": Plan(
         "HiDream",
         HIDREAM,
         SMALL_HIDREAM,
         (16, 8, 8),
-        _of("text_encoders.hidream", "HiDreamTokenizer", "hidream_clip"),
-        _CLIP_L | _CLIP_G | _t5("t5xxl") | _llm("llama"),
+        encoders_of("text_encoders.hidream", "HiDreamTokenizer", "hidream_clip"),
+        CLIP_L | CLIP_G | t5_sizes("t5xxl") | llm_sizes("llama"),
     ),
     "wan": Plan(
         "WAN21_T2V",
         WAN,
         {"dim": 64, "num_heads": 2, "ffn_dim": 64, "num_layers": 1},
         (16, 1, 8, 8),
-        _spiece(_of("text_encoders.wan", "WanT5Tokenizer", "te"), pad_id=0, eos_id=1, unk_id=2, bos_id=-1),
-        _t5("umt5xxl"),
+        with_vocabulary(
+            encoders_of("text_encoders.wan", "WanT5Tokenizer", "te"), pad_id=0, eos_id=1, unk_id=2, bos_id=-1
+        ),
+        t5_sizes("umt5xxl"),
     ),
     "ltxv": Plan(
         "LTXV",
         LTXV,
         {"num_layers": 1, "attention_head_dim": 32, "num_attention_heads": 2, "cross_attention_dim": 64},
         (128, 1, 4, 4),
-        _of("text_encoders.lt", "LTXVT5Tokenizer", "ltxv_te"),
-        _t5("t5xxl"),
+        encoders_of("text_encoders.lt", "LTXVT5Tokenizer", "ltxv_te"),
+        t5_sizes("t5xxl"),
     ),
     "hunyuan_video": Plan(
         "HunyuanVideo",
         HUNYUAN_VIDEO,
         SMALL_FLUX,
         (16, 1, 8, 8),
-        _of("text_encoders.hunyuan_video", "HunyuanVideoTokenizer", "hunyuan_video_clip"),
-        _CLIP_L | _llm("llama", num_hidden_layers=4),
+        encoders_of("text_encoders.hunyuan_video", "HunyuanVideoTokenizer", "hunyuan_video_clip"),
+        CLIP_L | llm_sizes("llama", num_hidden_layers=4),
     ),
     "hunyuan_image": Plan(
         "HunyuanImage21",
         HUNYUAN_IMAGE,
         SMALL_FLUX | {"axes_dim": [16, 16]},
         (64, 4, 4),
-        _of("text_encoders.hunyuan_image", "HunyuanImageTokenizer", "te", byt5=False),
-        _llm("qwen25_7b", num_hidden_layers=4),
+        encoders_of("text_encoders.hunyuan_image", "HunyuanImageTokenizer", "te", byt5=False),
+        llm_sizes("qwen25_7b", num_hidden_layers=4),
     ),
     "hunyuan_video15": Plan(
         "HunyuanVideo15",
         HUNYUAN_VIDEO15,
         SMALL_FLUX | {"depth_single_blocks": 0},
         (32, 1, 4, 4),
-        _hunyuan_video15_clip,
-        _llm("qwen25_7b", num_hidden_layers=4),
+        hunyuan_video15_clip,
+        llm_sizes("qwen25_7b", num_hidden_layers=4),
     ),
     "omnigen2": Plan(
         "Omnigen2",
@@ -335,8 +276,8 @@ PLANS: dict[str, Plan] = {
         {"axes_dim_rope": [8, 12, 12], "hidden_size": 64, "num_attention_heads": 2, "num_kv_heads": 1}
         | {"num_layers": 1, "num_refiner_layers": 1},
         (16, 8, 8),
-        _of("text_encoders.omnigen2", "Omnigen2Tokenizer", "te"),
-        _llm("qwen25_3b"),
+        encoders_of("text_encoders.omnigen2", "Omnigen2Tokenizer", "te"),
+        llm_sizes("qwen25_3b"),
     ),
     "kandinsky5": Plan(
         "Kandinsky5",
@@ -344,40 +285,78 @@ PLANS: dict[str, Plan] = {
         {"model_dim": 64, "axes_dims": (8, 12, 12), "time_dim": 32, "ff_dim": 64}
         | {"num_text_blocks": 1, "num_visual_blocks": 1},
         (16, 1, 8, 8),
-        _of("text_encoders.kandinsky5", "Kandinsky5Tokenizer", "te"),
-        _CLIP_L | _llm("qwen25_7b"),
+        encoders_of("text_encoders.kandinsky5", "Kandinsky5Tokenizer", "te"),
+        CLIP_L | llm_sizes("qwen25_7b"),
     ),
     "mochi": Plan(
         "GenmoMochi",
         MOCHI,
         {"depth": 2, "num_heads": 2, "hidden_size_x": 64, "hidden_size_y": 64, "mlp_ratio_x": 192.0},
         (12, 1, 8, 8),
-        _of("text_encoders.genmo", "MochiT5Tokenizer", "mochi_te"),
-        _t5("t5xxl"),
+        encoders_of("text_encoders.genmo", "MochiT5Tokenizer", "mochi_te"),
+        t5_sizes("t5xxl"),
     ),
     "mage_flow": Plan(
         "MageFlow",
         MAGE_FLOW,
         {"num_layers": 1, "attention_head_dim": 32, "num_attention_heads": 2, "axes_dims_rope": (8, 12, 12)},
         (128, 4, 4),
-        _of("text_encoders.mage_flow", "MageFlowTokenizer", "te"),
-        _llm("qwen3vl_4b"),
+        encoders_of("text_encoders.mage_flow", "MageFlowTokenizer", "te"),
+        llm_sizes("qwen3vl_4b"),
     ),
     "cosmos1": Plan(
         "CosmosT2V",
         COSMOS1,
         {"model_channels": 64, "num_blocks": 1, "num_heads": 2, "adaln_lora_dim": 16, "max_img_h": 16, "max_img_w": 16},
         (16, 1, 8, 8),
-        _of("text_encoders.cosmos", "CosmosT5Tokenizer", "te"),
-        _t5("t5xxl"),
+        encoders_of("text_encoders.cosmos", "CosmosT5Tokenizer", "te"),
+        t5_sizes("t5xxl"),
     ),
     "cosmos2": Plan(
         "CosmosT2IPredict2",
         COSMOS2,
         {"model_channels": 64, "num_blocks": 1, "num_heads": 2, "adaln_lora_dim": 16, "max_img_h": 16, "max_img_w": 16},
         (16, 1, 8, 8),
-        _of("text_encoders.cosmos", "CosmosT5Tokenizer", "te"),
-        _t5("t5xxl"),
+        encoders_of("text_encoders.cosmos", "CosmosT5Tokenizer", "te"),
+        t5_sizes("t5xxl"),
+    ),
+    "cogvideox": Plan(
+        "CogVideoX_T2V",
+        COGVIDEOX,
+        {"num_attention_heads": 2, "attention_head_dim": 32, "time_embed_dim": 32, "num_layers": 1},
+        (16, 1, 8, 8),
+        encoders_of("text_encoders.cogvideo", "CogVideoXTokenizer", "cogvideo_te"),
+        t5_sizes("t5xxl"),
+        steps=3,
+    ),
+    "joyimage": Plan(
+        "JoyImage",
+        JOYIMAGE,
+        {"hidden_size": 64, "num_attention_heads": 2, "num_layers": 1, "rope_dim_list": [8, 12, 12]},
+        (16, 1, 8, 8),
+        encoders_of("text_encoders.joyimage", "JoyImageTokenizer", "te"),
+        llm_sizes("qwen3vl_8b"),
+    ),
+    "ernie_image": Plan(
+        "ErnieImage",
+        ERNIE,
+        {
+            "hidden_size": 64,
+            "num_attention_heads": 2,
+            "num_layers": 1,
+            "ffn_hidden_size": 64,
+            "rope_axes_dim": (8, 12, 12),
+        },
+        (128, 4, 4),
+    ),
+    "ideogram4": Plan(
+        "Ideogram4",
+        IDEOGRAM4,
+        {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 32, "intermediate_size": 64, "adaln_dim": 16}
+        | {"mrope_section": [6, 5, 5]},
+        (128, 4, 4),
+        encoders_of("text_encoders.ideogram4", "Ideogram4Tokenizer", "te"),
+        llm_sizes("qwen3vl_8b", num_hidden_layers=37),
     ),
 }
 """By name of the family in `erasers/families`."""

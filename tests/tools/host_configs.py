@@ -243,3 +243,14 @@ OMNIGEN2 = {
     "timestep_scale": 1000.0,
 }
 MAGE_FLOW = {"image_model": "mage_flow", "in_channels": 128, "num_layers": 12}
+JOYIMAGE = {
+    "image_model": "joyimage",
+    "in_channels": 16,
+    "hidden_size": 3072,
+    "patch_size": [1, 2, 2],
+    "num_layers": 20,
+    "num_attention_heads": 24,
+    "text_dim": 4096,
+}
+ERNIE = {"image_model": "ernie"}
+IDEOGRAM4 = {"image_model": "ideogram4", "in_channels": 128, "num_layers": 34}

@@ -163,3 +163,15 @@ MOCHI = {
     "t5_token_length": 256,
     "rope_theta": 10000.0,
 }
+COGVIDEOX = {
+    "image_model": "cogvideox",
+    "num_attention_heads": 48,
+    "attention_head_dim": 64,
+    "time_embed_dim": 512,
+    "num_layers": 42,
+    "in_channels": 16,
+    "patch_size": 2,
+    "text_embed_dim": 4096,
+    "use_learned_positional_embeddings": False,
+    "use_rotary_positional_embeddings": True,
+}

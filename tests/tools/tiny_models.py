@@ -7,10 +7,12 @@ them. Token embeddings are folded to a few rows, which ids share. Import only af
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from family_plans import PLANS, Plan
 from torch import Tensor, nn
@@ -42,25 +44,34 @@ def tiny_clip(name: str, seed: int = 1) -> Any:
     tokenizer, model = plan.clip()
     target = SimpleNamespace(params={}, clip=model, tokenizer=tokenizer)
     options = {"dtype": torch.float32, **plan.options}
-    clip = comfy.sd.CLIP(target, model_options={k: dict(v) if isinstance(v, dict) else v for k, v in options.items()})
+    given = {k: dict(v) if isinstance(v, dict) else v for k, v in options.items()}
+    with _sightless():
+        clip = comfy.sd.CLIP(target, model_options=given)
     for module in clip.cond_stage_model.modules():
-        if hasattr(module, "visual"):
-            module.visual = nn.Identity()
         if isinstance(module, nn.Embedding) and module.num_embeddings > _ROWS:
             _fold(module)
     fill(clip.cond_stage_model, seed)
     return clip
 
 
-def sample(name: str, model: Any, clip: Any, prompt: str, steps: int = 1, cfg: float = 1.0, seed: int = 3) -> Tensor:
-    """A latent drawn by the host."""
+def sample(name: str, model: Any, clip: Any, prompt: str, steps: int = 0, cfg: float = 1.0, seed: int = 3) -> Tensor:
+    """A latent drawn by the host; in as many steps as the plan says, where none are given."""
     import comfy.sample
 
     noise = torch.randn(1, *PLANS[name].latent, generator=torch.Generator().manual_seed(seed))
     with torch.inference_mode():
         given = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, "")]
         return comfy.sample.sample(
-            model, noise, steps, cfg, "euler", "normal", *given, torch.zeros_like(noise), disable_pbar=True, seed=seed
+            model,
+            noise,
+            steps or PLANS[name].steps,
+            cfg,
+            "euler",
+            "normal",
+            *given,
+            torch.zeros_like(noise),
+            disable_pbar=True,
+            seed=seed,
         )
 
 
@@ -77,6 +88,18 @@ def fill(module: nn.Module, seed: int) -> None:
             is_table = any(part in name for part in ("embed_tokens", "shared", "token_embedding", "word_embeddings"))
             spread = 1.0 if is_table else value[0].numel() ** -0.5
             value.data.copy_(torch.randn(value.shape, generator=generator) * spread)
+
+
+@contextmanager
+def _sightless() -> Iterator[None]:
+    """Language models that can see are built without their eyes, which no configuration reduces."""
+    import comfy.text_encoders.llama as llama
+    import comfy.text_encoders.qwen3vl as qwen3
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llama.qwen_vl, "Qwen2VLVisionTransformer", lambda *args, **kwargs: nn.Identity())
+        patch.setattr(qwen3, "Qwen3VLVisionModel", lambda *args, **kwargs: nn.Identity())
+        yield
 
 
 def _patcher(plan: Plan, changes: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> Any:

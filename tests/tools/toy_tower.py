@@ -28,6 +28,8 @@ class ToyModel:
         layers: how many of its layers the text features come from, counted from the front; all for 0.
     """
 
+    in_place = False
+
     def __init__(self, width: int = 16, layers: int = 0, seed: int = 0) -> None:
         torch.manual_seed(seed)
         config = CLIPTextConfig(

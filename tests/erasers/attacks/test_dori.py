@@ -23,6 +23,8 @@ SPREAD = 0.1
 class Plain:
     """A model whose prediction is right where the mean token's first half is the picture; it draws what it is told."""
 
+    in_place = False
+
     def __init__(self, seed: int = 0) -> None:
         self.toy = ToyModel(seed=seed)
         self.tower = self.toy.tower

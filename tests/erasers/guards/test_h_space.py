@@ -24,6 +24,8 @@ PICTURES = {"box": 1.0, "heart": -2.0, "": 0.5}
 class Toy:
     """Sees the right noise but for what is missing, which only the end of the middle block can give back."""
 
+    in_place = False
+
     def __init__(self) -> None:
         self.middle = nn.ModuleDict({f"mid_block_resnets_{i}_conv2": nn.Conv2d(4, 4, 1) for i in range(2)})
         self.middle.requires_grad_(False)

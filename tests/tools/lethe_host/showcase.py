@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,25 @@ def main() -> int:
 
 
 def shown_workflows() -> list[Path]:
-    """The shipped workflows, without those that take too long to show."""
-    return [path for path in sorted(WORKFLOWS.glob("*.json")) if path.stem not in LONG]
+    """The shipped workflows, without those that take too long to show and those for a model of the user's own."""
+    found = [path for path in sorted(WORKFLOWS.glob("*.json")) if path.stem not in LONG]
+    return [path for path in found if own_model(json.loads(path.read_text(encoding="utf-8")))]
 
 
-def run_workflows(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+def own_model(workflow: dict[str, Any]) -> bool:
+    """Does the workflow bring the model that it runs on, the demo model?"""
+    return any(node["type"] == "LetheDemoModel" for node in workflow["nodes"])
+
+
+def run_workflows(
+    folder: Path, paths: Iterable[Path], change: Callable[[str, dict[str, Any]], None] = lambda name, prompt: None
+) -> dict[str, dict[str, Any]]:
     """Run workflows in a server of their own.
 
+    Args:
+        folder: where the server's folders and the pictures go.
+        paths: the workflows.
+        change: is given the name and the prompt of each before it runs.
     Returns:
         Per workflow: seconds, its grid's file name, the erased concepts and the judge's rows.
     """
@@ -95,6 +107,10 @@ def run_workflows(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, An
         info = client.object_info()
         for path in paths:
             prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), info)
+            compare_id = _first(prompt, "LetheCompare")
+            if compare_id is not None:
+                prompt[compare_id]["inputs"]["count"] = PICTURES
+            change(path.stem, prompt)
             found[path.stem] = _run(client, prompt, folder, path.stem)
             log.info("%s: %.1f s", path.stem, found[path.stem]["seconds"])
     return found
@@ -105,7 +121,6 @@ def _run(client: Client, prompt: dict[str, Any], folder: Path, name: str) -> dic
     if compare_id is None:
         return _run_measure(client, prompt, folder, name)
     inputs = prompt[compare_id]["inputs"]
-    inputs["count"] = PICTURES
     started = time.perf_counter()
     outputs = client.run(prompt)
     seconds = time.perf_counter() - started
@@ -122,7 +137,7 @@ def _run(client: Client, prompt: dict[str, Any], folder: Path, name: str) -> dic
         "grid": grid.name,
         "erased": [concept.name for concept in concepts],
         "settings": {key: value for key, value in inputs.items() if not isinstance(value, list | dict)},
-        "rows": [asdict(row) for row in _judge(inputs["prompts"].splitlines(), concepts, pictures)],
+        "rows": [asdict(row) for row in _judge(inputs["prompts"].splitlines(), concepts, pictures, inputs["count"])],
     }
 
 
@@ -198,8 +213,8 @@ def _concepts(prompt: dict[str, Any]) -> list[Concept]:
     return found
 
 
-def _judge(prompts: list[str], concepts: list[Concept], pictures: dict[str, list[Path]]) -> list[Row]:
-    """Read every picture with the demo world's judge."""
+def _judge(prompts: list[str], concepts: list[Concept], pictures: dict[str, list[Path]], count: int) -> list[Row]:
+    """Read every picture, `count` to a prompt, with the demo world's judge."""
     import numpy as np
     import torch
     from lethe.erasers.demo.grammar import find_word
@@ -218,7 +233,7 @@ def _judge(prompts: list[str], concepts: list[Concept], pictures: dict[str, list
     rows = []
     for index, prompt in enumerate(prompts):
         asked = _words_of(prompt, find_word)
-        chunk = slice(index * PICTURES, (index + 1) * PICTURES)
+        chunk = slice(index * count, (index + 1) * count)
         shares = [_shares(arms[arm][chunk], erased, asked - erased) for arm in ("before", "after")]
         (before, kept_before), (after, kept_after) = shares
         kind = "kept" if not asked & erased else "erased" if told & set(_split(prompt)) else "other word"

