@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from lethe.erasers.concepts import Concept, ConceptList
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """Families' models go with the file that used them, and before the host does."""
+    yield
+    tiny_models.tiny.cache_clear()
 
 
 @pytest.fixture(scope="module")

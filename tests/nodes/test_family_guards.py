@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
@@ -17,6 +15,7 @@ from lethe.erasers.errors import FamilyError, GuardError
 from lethe.erasers.gates.discriminant import Discriminant
 from lethe.erasers.registry import families, guard_named, guards
 from lethe.erasers.sites import GUARDS, TESTED
+from tiny_models import tiny
 from torch import Tensor
 
 PROMPT, OTHER, WORD = "a photo of a cat on a mat", "a tree", "cat"
@@ -50,19 +49,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 NAMED = ("gog", "erase_and_check", "t2i_zero")
 """Guards that leave prompts without the concept's name alone."""
-
-
-@cache
-def tiny(name: str) -> tuple[Any, Any]:
-    """MODEL and CLIP of a family."""
-    return tiny_models.tiny_model(name), tiny_models.tiny_clip(name)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forgotten() -> Iterator[None]:
-    """Models go before the host does."""
-    yield
-    tiny.cache_clear()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from lethe.erasers.registry import families
 from lethe.erasers.result import ContextOperator
 from lethe.erasers.sites import HOOK, WEIGHTS
 from lethe.erasers.store.eraser_file import load_eraser, save_eraser
+from tiny_models import tiny
 from torch import Tensor
 
 NAMES = ("hidream", "hunyuan_dit")
@@ -30,17 +31,10 @@ READ_BY = {
 """A layer that reads the features of a stream as they enter, by stream; BERT's are cast and padded before any does."""
 
 
-@cache
-def tiny(name: str) -> tuple[Any, Any]:
-    """MODEL and CLIP of a family."""
-    return tiny_models.tiny_model(name), tiny_models.tiny_clip(name)
-
-
 @pytest.fixture(scope="module", autouse=True)
-def forgotten() -> Iterator[None]:
-    """Models go before the host does."""
+def unerased() -> Iterator[None]:
+    """Erased models go before the host does."""
     yield
-    tiny.cache_clear()
     erased.cache_clear()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ import torch
 from lethe.erasers.errors import FamilyError, GuardError
 from lethe.erasers.registry import families
 from lethe.erasers.sites import NO, TESTED, WORDS
+from tiny_models import tiny
 from torch import Tensor
 
 PROMPT, OTHER, WORD = "a photo of a cat on a mat", "a tree", "cat"
@@ -57,19 +57,6 @@ GLUED = ("hunyuan_video",)
 """The host's Llama tokenizer loses blanks between words with transformers 5: the word stands alone there."""
 SLOW = ("flux2_klein_4b", "chroma", "cosmos1", "hunyuan_video", "hunyuan_video15", "ltxv", "sd2", "sdxl_refiner")
 """A text encoder of 28 layers; and relatives of families that are always run."""
-
-
-@cache
-def tiny(name: str) -> tuple[Any, Any]:
-    """MODEL and CLIP of a family."""
-    return tiny_models.tiny_model(name), tiny_models.tiny_clip(name)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forgotten() -> Iterator[None]:
-    """Models go before the host does."""
-    yield
-    tiny.cache_clear()
 
 
 def prompt_of(name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,6 +53,12 @@ def tiny_clip(name: str, seed: int = 1) -> Any:
             _fold(module)
     fill(clip.cond_stage_model, seed)
     return clip
+
+
+@cache
+def tiny(name: str) -> tuple[Any, Any]:
+    """MODEL and CLIP of a family, the same ones until `tiny.cache_clear()`."""
+    return tiny_model(name), tiny_clip(name)
 
 
 def sample(name: str, model: Any, clip: Any, prompt: str, steps: int = 0, cfg: float = 1.0, seed: int = 3) -> Tensor:

@@ -27,6 +27,7 @@ README = "erase_object"
 DOCS = CHECKOUT / "nodes" / "web" / "docs"
 LINE = re.compile(r"\n+!\[[^\n]*\]\(images/\w+\.jpg\)\n*(?=\Z)")
 WIDEST, HIGHEST = 1000, 640
+WHOLE = (1480, 860)
 MOVING = 1500.0  # milliseconds; the front end glides to the whole graph first, and draws a few times a second
 # Puts the node and what is linked to it, or the whole graph, in view, and returns where on the screen that is.
 FRAME = """([type, widest, highest]) => {
@@ -42,11 +43,11 @@ FRAME = """([type, widest, highest]) => {
     const scale = Math.min(1, widest / (right - left), highest / (bottom - top))
     app.canvas.min_font_size_for_lod = 0
     app.canvas.ds.scale = scale
-    app.canvas.ds.offset[0] = 500 / scale - left
-    app.canvas.ds.offset[1] = 200 / scale - top
+    app.canvas.ds.offset[0] = 380 / scale - left
+    app.canvas.ds.offset[1] = 110 / scale - top
     app.canvas.setDirty(true, true)
     const canvas = app.canvas.canvas.getBoundingClientRect()
-    return { x: canvas.left + 500, y: canvas.top + 200, width: scale * (right - left), height: scale * (bottom - top) }
+    return { x: canvas.left + 380, y: canvas.top + 110, width: scale * (right - left), height: scale * (bottom - top) }
 }"""
 
 
@@ -71,7 +72,7 @@ def picture(page: Page, graph: Json, node: str = "") -> bytes:
     """Returns a JPEG of a node among its neighbours, or of the whole graph."""
     front_end.show(page, graph)
     page.wait_for_timeout(MOVING)
-    clip = page.evaluate(FRAME, [node, WIDEST, HIGHEST])
+    clip = page.evaluate(FRAME, [node, *((WIDEST, HIGHEST) if node else WHOLE)])
     page.wait_for_timeout(MOVING)
     return page.screenshot(clip=clip, type="jpeg", quality=85)
 
