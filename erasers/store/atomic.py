@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -30,19 +30,18 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         EraserFileError: the folder cannot be written to, or the disk is full.
     """
-    part = ""
+    # Not the `tempfile` module's, whose files nobody but their owner may read.
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        os.close(handle)
-        write(Path(part))
-        with Path(part).open("rb") as file:
+        part.open("xb").close()
+        write(part)
+        with part.open("rb") as file:
             os.fsync(file.fileno())
-        Path(part).replace(path)
+        part.replace(path)
     except OSError as error:
-        if part:
-            with suppress(OSError):
-                Path(part).unlink()
+        with suppress(OSError):
+            part.unlink()
         raise EraserFileError(
             f"'{path}' could not be written: {error}.", "Free space or choose another folder."
         ) from error

@@ -259,3 +259,10 @@ def test_a_gate_whose_tensors_do_not_fit_is_refused(tmp_path: Path, name: str, t
     save_eraser(GATED, path)
     with pytest.raises(EraserFileError):
         load_eraser(_rewrite(path, **{name: tensor}))
+
+
+def test_whoever_may_read_the_folders_other_files_may_read_it(tmp_path: Path) -> None:
+    (tmp_path / "usual").write_bytes(b"x")
+    atomic.write_bytes(tmp_path / "written", b"x")
+    assert (tmp_path / "written").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["usual", "written"]
