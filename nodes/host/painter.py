@@ -15,7 +15,7 @@ from ...erasers.spec import Value
 from .model import HostModel
 from .reading import read_tokens, readers_of
 from .runtime import progress
-from .sampling import READINGS, Sampling, empty_latents, encode_prompt, joined_readings, prompts_at_once
+from .sampling import READINGS, Sampling, empty_latents, encode_prompt, joined_readings, prompts_at_once, showing
 
 
 class HostPainter:
@@ -89,7 +89,7 @@ class HostPainter:
                 encode_prompt(self.clip, self.negative),
                 empty.expand_as(noise).contiguous(),
                 seed=first.seed,
-                callback=lambda *_: step(),
+                callback=showing(self.patcher, step),
                 disable_pbar=True,
             )
 

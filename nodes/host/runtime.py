@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import comfy.model_management
 import comfy.utils
@@ -36,8 +36,10 @@ _levels: dict[ExecutionContext | None, list[list[int]]] = {}
 
 
 @contextmanager
-def progress(count: int, pulse: Callable[[], None] = throw_if_cancelled) -> Iterator[Callable[[], None]]:
+def progress(count: int, pulse: Callable[[], None] = throw_if_cancelled) -> Iterator[Callable[..., None]]:
     """The bar of the node that runs, for work of `count` steps; what it gives is called after each.
+
+    It may be called with a picture to show in the node, as the host's previewers make them.
 
     Inside other work its steps are fractions of that one's present step, since a node has one bar.
 
@@ -49,14 +51,14 @@ def progress(count: int, pulse: Callable[[], None] = throw_if_cancelled) -> Iter
     bar, level = comfy.utils.ProgressBar(_FINE), [0, max(count, 1)]
     levels.append(level)
 
-    def step() -> None:
+    def step(picture: Any = None) -> None:
         pulse()
         level[0] += 1
         done, share = 0.0, 1.0
         for passed, whole in levels:
             share /= whole
             done += passed * share
-        bar.update_absolute(round(done * _FINE))
+        bar.update_absolute(round(done * _FINE), _FINE, picture)
 
     try:
         pulse()

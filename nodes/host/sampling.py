@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
+import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -59,9 +60,20 @@ def draw_latents(model: ModelPatcher, positive: Any, negative: Any, how: Samplin
             negative,
             empty,
             seed=how.seed,
-            callback=lambda *_: step(),
+            callback=showing(model, step),
             disable_pbar=True,
         )
+
+
+def showing(model: ModelPatcher, step: Callable[..., None]) -> Callable[..., None]:
+    """A sampler's callback that tells a bar of each step, with a preview where the user has the host make them."""
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def callback(index: int, denoised: Any, *_: object) -> None:
+        first = denoised.tensors[0] if denoised.is_nested else denoised
+        step(previewer.decode_latent_to_preview_image("JPEG", first) if previewer else None)
+
+    return callback
 
 
 def empty_latents(model: ModelPatcher, how: Sampling, count: int) -> Tensor:

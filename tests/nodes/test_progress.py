@@ -32,6 +32,7 @@ class Told:
         parts: how far it was, 0 to 1, in order.
         at: seconds from the start of the run at which it said so.
         stopped: seconds from the wish to stop to the end of the run.
+        pictures: how many previews it sent.
     """
 
     end: str = ""
@@ -39,19 +40,22 @@ class Told:
     at: list[float] = field(default_factory=list)
     stopped: float = 0.0
     problem: str = ""
+    pictures: int = 0
 
 
 async def follow(url: str, prompt: Json, node: str, interrupt: bool) -> Told:
     """Runs a prompt and listens to its progress; asks it to stop after the second message of the node."""
     found, name, begin = Told(), f"progress {time.monotonic_ns()}", time.monotonic()
+    job = {"prompt": prompt, "client_id": name, "extra_data": {"preview_method": "latent2rgb"}}
     async with ClientSession() as session, session.ws_connect(f"{url}/ws?clientId={name}", max_msg_size=0) as told:
-        answer = await (await session.post(f"{url}/prompt", json={"prompt": prompt, "client_id": name})).json()
+        answer = await (await session.post(f"{url}/prompt", json=job)).json()
         assert not answer.get("node_errors"), answer
         asked = 0.0
         async for message in told:
             now = time.monotonic() - begin
             event = json.loads(message.data) if message.type == WSMsgType.TEXT else {"type": "", "data": {}}
             kind, data = event["type"], event["data"]
+            found.pictures += message.type == WSMsgType.BINARY
             if kind == "progress" and data["node"] == node:
                 found.parts.append(data["value"] / data["max"])
                 found.at.append(now)
@@ -158,6 +162,9 @@ LONG: dict[str, Callable[[int], Json]] = {
 }
 """Prompts whose node 4 works for about as long as their number says."""
 
+DRAWS = ("compare", "evaluate", "attack")
+"""Those that show what they draw on the way."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", LONG)
@@ -166,6 +173,7 @@ def test_long_work_shows_progress(server: Server, what: str) -> None:
     assert (told.end, told.problem) == ("success", "")
     assert len(told.parts) >= 4
     assert max(told.parts) == 1
+    assert bool(told.pictures) == (what in DRAWS)
     assert max(b - a for a, b in zip(told.at, told.at[1:], strict=False)) < PAUSE
 
 
