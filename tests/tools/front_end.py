@@ -6,12 +6,10 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
+from lethe_host.convert import Json
 from lethe_host.server import Server
 from playwright.sync_api import Browser, Page, sync_playwright
-
-Json = dict[str, Any]
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [

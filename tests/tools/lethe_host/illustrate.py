@@ -12,15 +12,13 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import front_end
 from playwright.sync_api import Page
 
+from .convert import Json
 from .install import CHECKOUT, Host
 from .server import Server
-
-Json = dict[str, Any]
 
 WORKFLOWS = CHECKOUT / "workflows"
 README = "erase_object"

@@ -20,11 +20,10 @@ from typing import Any
 
 import polib
 
-from .convert import DYNAMIC
+from .convert import DYNAMIC, Json
 from .install import CHECKOUT, Host
 from .server import Server
 
-Json = dict[str, Any]
 Say = Callable[[str, str], str]
 """(English text, where it stands) -> what is shown instead; empty leaves it out."""
 
