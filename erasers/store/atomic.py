@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ..errors import EraserFileError
 
 
@@ -39,9 +41,10 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
+    except (OSError, SafetensorError) as error:
         raise EraserFileError(
             f"'{path}' could not be written: {error}.", "Free space or choose another folder."
         ) from error
+    finally:
+        with suppress(OSError):
+            part.unlink()

@@ -21,7 +21,7 @@ from ...erasers.result import Eraser
 from ...erasers.store.atomic import write_with
 from .conditioning import encoder_fingerprint
 from .patcher import HOOK, WEIGHTS, applied_erasers, apply_to_clip, apply_to_model, effective_weight
-from .runtime import SUFFIX, eraser_folder, inside
+from .runtime import SUFFIX, eraser_folder, filling, inside
 from .sites import model_sites
 
 FULL_MODEL = "full model"
@@ -99,16 +99,23 @@ def save_full_model(model: ModelPatcher, clip: Any, vae: Any, eraser: Eraser, pa
     text = None if clip is None else apply_to_clip(clip, eraser, 1.0)
     about = metadata_of(eraser, FULL_MODEL)
 
+    parts = {
+        "model": erased,
+        "CLIP": None if text is None else text.patcher,
+        "VAE": None if vae is None else vae.patcher,
+    }
+    there = {name: patcher for name, patcher in parts.items() if patcher is not None}
+    size = sum(patcher.model_size() for patcher in there.values())
+
     def write(part: Path) -> None:
-        with TemporaryDirectory(dir=path.parent, prefix=".lethe") as folder:
+        with TemporaryDirectory(dir=path.parent, prefix=".lethe") as folder, filling(Path(folder), size):
             comfy_extras.nodes_model_merging.save_checkpoint(
                 erased, clip=text, vae=vae, filename_prefix=path.stem, output_dir=folder, extra_pnginfo={"lethe": about}
             )
             next(Path(folder).glob(f"*{SUFFIX}")).replace(part)
 
     write_with(path, write)
-    parts = ["model", *(name for name, there in (("CLIP", clip), ("VAE", vae)) if there is not None)]
-    return f"{FULL_MODEL}: {', '.join(parts)}, {path.stat().st_size / 2**20:.0f} MB."
+    return f"{FULL_MODEL}: {', '.join(there)}, {path.stat().st_size / 2**20:.0f} MB."
 
 
 def lora_path(name: str) -> Path:

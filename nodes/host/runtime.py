@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from functools import cache
 from pathlib import Path
+from threading import Event
 from typing import Any, TypeVar
 
 import comfy.model_management
@@ -31,6 +34,8 @@ throw_if_cancelled: Callable[[], None] = comfy.model_management.throw_exception_
 
 _FINE = 1000
 """Steps of a node's bar, which work within work moves on by fractions."""
+_LOOK = 0.2
+"""Seconds between two looks at a file that grows."""
 _levels: dict[ExecutionContext | None, list[list[int]]] = {}
 """What is under way, from the outermost: how much is done, of how much."""
 
@@ -75,6 +80,42 @@ def each(items: Iterable[Item], count: int, pulse: Callable[[], None] = throw_if
         for item in items:
             yield item
             step()
+
+
+@contextmanager
+def filling(folder: Path, size: int) -> Iterator[None]:
+    """The bar of the node that runs, while the host writes about `size` bytes into a folder.
+
+    Its writer cannot be stopped: when the user cancelled, this ends with the host's interruption after the writing.
+    """
+    ended = Event()
+    with progress(_FINE) as step, ThreadPoolExecutor(1) as pool:
+
+        def watch() -> int:
+            shown = 0
+            while not ended.wait(_LOOK):
+                for _ in range(shown, min(_FINE * _written(folder) // max(size, 1), _FINE - 1)):
+                    step()
+                    shown += 1
+            return shown
+
+        watching = pool.submit(copy_context().run, watch)
+        try:
+            yield
+        finally:
+            ended.set()
+        for _ in range(watching.result(), _FINE):
+            step()
+
+
+def _written(folder: Path) -> int:
+    """Bytes of a folder's files that are on the disk: a file may have its whole size before it is written."""
+    total = 0
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # written, and renamed since
+            found = path.stat()
+            total += min(found.st_size, 512 * getattr(found, "st_blocks", found.st_size))
+    return total
 
 
 def blocked(problem: str) -> ExecutionBlocker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from lethe.erasers.exchange.reading import import_eraser
 from lethe.erasers.measure.intervals import Interval
 from lethe.erasers.measure.report import EVALUATION, Report
 from lethe.erasers.result import Bottleneck, ContextOperator, Eraser, WeightEdit
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 PROMPT = "a red ball, flat style, on paper"
@@ -184,6 +185,47 @@ def test_a_full_model_holds_the_eraser_in_its_weights(demo: Any, mixed: Eraser) 
     assert set(back.text_encoder) == {FC1}
     assert CONV in back.adapters
     assert _far(_apply(demo, back), _apply(demo, mixed)) < 1e-5
+
+
+def test_the_bar_follows_a_file_that_grows(comfy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's writer tells nothing, and gives its file the whole size at first."""
+    import comfy.utils
+    from lethe.nodes.host.runtime import filling
+
+    told: list[float] = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda done, whole, *_, **__: told.append(done / whole))
+    with filling(tmp_path, 8 << 20), (tmp_path / "part").open("wb") as file:
+        file.truncate(8 << 20)
+        for _ in range(8):
+            file.write(b"x" * (1 << 20))
+            file.flush()
+            time.sleep(0.25)
+    assert sum(0 < part < 1 for part in told) >= 4
+    assert told[-1] == 1
+
+
+@pytest.mark.parametrize("how", ["full disk", "interrupt"])
+def test_a_full_model_is_written_whole_or_not_at_all(
+    demo: Any, mixed: Eraser, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management
+    import comfy.utils
+
+    def interrupted(*_: object, **__: object) -> None:
+        comfy.model_management.interrupt_current_processing()
+        written(*_, **__)
+
+    def full(_: object, path: str, **__: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    written = comfy.utils.save_torch_file
+    monkeypatch.setattr(comfy.utils, "save_torch_file", full if how == "full disk" else interrupted)
+    expected = EraserFileError if how == "full disk" else comfy.model_management.InterruptProcessingException
+    before = set(_folder("checkpoints").iterdir())
+    with pytest.raises(expected):
+        _save(demo, mixed, "full model", name="never")
+    assert set(_folder("checkpoints").iterdir()) == before
 
 
 @pytest.mark.parametrize("prefix", ["cond_stage_model.model.", "conditioner.embedders.1.model."])
