@@ -38,7 +38,7 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.open("xb").close()
         write(part)
-        with part.open("rb") as file:
+        with part.open("r+b") as file:  # Windows syncs only what may be written to
             os.fsync(file.fileno())
         part.replace(path)
     except (OSError, SafetensorError) as error:

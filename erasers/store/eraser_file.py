@@ -65,7 +65,8 @@ def load_eraser(path: Path) -> Eraser:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             _check_format(path, header)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copied: what is mapped from the file would change with it, and Windows would not let it be replaced.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise EraserFileError(
             f"'{path}' cannot be read as a safetensors file: {error}.", "It may be cut short or renamed; copy it again."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lethe.erasers.result import ContextOperator, Eraser, Member, Recipe, Weight
 from lethe.erasers.store import atomic
 from lethe.erasers.store.eraser_file import load_eraser, save_eraser
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 RECIPE = Recipe("uce", {"lam": 0.1}, ({"text": "bäll", "replacement": ""},), ("box",), "demo", "abc", 3, {"torch": "2"})
 LOW_RANK = ContextOperator(down=torch.randn(2, 5), up=torch.randn(5, 2), bias=torch.randn(5))
@@ -147,6 +148,25 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(saved: Path, monkeypatch
         save_eraser(Eraser(RECIPE, {"clip_l": DENSE}), saved)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_files_are_synced_as_every_system_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows refuses to sync what was opened for reading alone."""
+    monkeypatch.setattr(atomic.os, "fsync", lambda descriptor: os.write(descriptor, b""))
+    atomic.write_bytes(tmp_path / "written", b"x")
+    assert (tmp_path / "written").read_bytes() == b"x"
+
+
+def test_an_eraser_outlives_its_file(saved: Path) -> None:
+    """A file that stays mapped cannot be replaced on Windows."""
+    before, found = load(saved.read_bytes()), load_eraser(saved)
+    with saved.open("r+b") as file:
+        file.seek(-64, os.SEEK_END)
+        file.write(b"\1" * 64)
+    save_eraser(found, saved)
+    after = load(saved.read_bytes())
+    assert before.keys() == after.keys()
+    assert all(tensor.equal(after[name]) for name, tensor in before.items())
 
 
 def test_an_eraser_for_another_family_is_refused() -> None:
