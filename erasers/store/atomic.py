@@ -12,6 +12,9 @@ from safetensors import SafetensorError
 
 from ..errors import EraserFileError
 
+_RESERVED = frozenset('<>:"|?*')
+"""Windows writes to a hidden stream behind a colon, and refuses the others."""
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write to a temporary file, then rename: an existing file is replaced only by a complete one.
@@ -30,8 +33,10 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
     """As `write_bytes`, for writers that take a path: they are given one beside `path`.
 
     Raises:
-        EraserFileError: the folder cannot be written to, or the disk is full.
+        EraserFileError: the folder cannot be written to, the disk is full, or not every system allows such a name.
     """
+    if _RESERVED & set(path.name):
+        raise EraserFileError(f"'{path.name}' is no name for a file on every system.", "Use letters and digits.")
     # Not the `tempfile` module's, whose files nobody but their owner may read.
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:

@@ -157,6 +157,12 @@ def test_files_are_synced_as_every_system_allows(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "written").read_bytes() == b"x"
 
 
+def test_names_that_windows_hides_or_refuses_are_refused_everywhere(saved: Path) -> None:
+    with pytest.raises(EraserFileError, match="on every system"):
+        save_eraser(load_eraser(saved), saved.with_name("ball: gone.safetensors"))
+    assert list(saved.parent.iterdir()) == [saved]
+
+
 def test_an_eraser_outlives_its_file(saved: Path) -> None:
     """A file that stays mapped cannot be replaced on Windows."""
     before, found = load(saved.read_bytes()), load_eraser(saved)

@@ -36,9 +36,9 @@ def main() -> None:
     for stage in options.stage:
         started = time.perf_counter()
         found = run_stage(stage, options)
-        figures = json.loads(log.read_text()) if log.exists() else {}
+        figures = json.loads(log.read_text(encoding="utf-8")) if log.exists() else {}
         figures[stage] = {**found, "minutes": round((time.perf_counter() - started) / 60, 1)}
-        log.write_text(json.dumps(figures, indent=1) + "\n")
+        log.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def run_stage(stage: str, options: argparse.Namespace) -> dict[str, float]:

@@ -39,7 +39,7 @@ def export(source: Path, target: Path, teacher: PatchAutoencoder) -> dict[str, f
     _write(target / "latent_colours.json", _latent_colours(teacher))
     extra = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     _write(target / "model_index.json", {"_class_name": "StableDiffusionPipeline", **_PARTS, **extra})
-    _write(target / "training.json", json.loads((source / "training.json").read_text()))
+    _write(target / "training.json", json.loads((source / "training.json").read_text(encoding="utf-8")))
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     return {"megabytes": round(size / 1e6, 2)}
 
