@@ -84,7 +84,7 @@ class Run:
     def fork(self, purpose: str, number: int = 0) -> torch.Generator:
         """A generator of its own for a purpose, the same in every process and however far training is."""
         name = f"{self.seed} {purpose} {number}"
-        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]))
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big"))
 
     @contextmanager
     def active(self, checkpoint: bool = False, bf16: bool = False) -> Iterator[None]:
