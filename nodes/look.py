@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from ..erasers.concepts import split_lines
 from ..erasers.measure.heat import heat_pictures
 from .host.looking import look_at_words
+from .host.pictures import decode_pictures
 from .host.runtime import blocked
 from .host.sampling import Sampling
 from .sampling_inputs import preview, sampling_inputs
@@ -71,7 +72,7 @@ class LetheLook(io.ComfyNode):
     ) -> io.NodeOutput:
         chosen = split_lines(words)
         latents, maps = look_at_words(model, clip, prompt, chosen, Sampling(**sampling), negative, count)
-        pictures = None if vae is None else vae.decode(latents)[..., :3].float().cpu()
+        pictures = None if vae is None else decode_pictures(vae, latents)
         behind = None if pictures is None else torch.repeat_interleave(pictures, len(chosen), 0)
         shown = heat_pictures(maps.flatten(0, 1), behind)
         shares = zip(chosen, maps.mean((0, 2, 3)).tolist(), strict=True)

@@ -30,7 +30,7 @@ from .gradients import differentiable, spelled_out
 from .ordinary import make_ordinary
 from .patcher import HOOK, applied_erasers, effective_weight, hook_operator
 from .runtime import progress
-from .sampling import READINGS, encode_prompt, prompts_at_once
+from .sampling import READINGS, encode_prompt, latent_shape, prompts_at_once
 from .sites import HostSites, model_sites
 
 _NOT_TRAINED = (comfy.model_sampling.X0, comfy.model_sampling.IMG_TO_IMG_FLOW)
@@ -198,10 +198,8 @@ class HostModel:
         return torch.tensor([min(float(sampling.percent_to_sigma(p)), highest) for p in percent.tolist()])
 
     def latent_shape(self) -> tuple[int, ...]:
-        shape = self.patcher.model.latent_format
-        side = (self.pixels or self.found.family.pixels) // shape.spacial_downscale_ratio
-        # Of a video, one frame: what is taught is what a picture shows.
-        return shape.latent_channels, *[1] * (shape.latent_dimensions - 2), side, side
+        side = self.pixels or self.found.family.pixels
+        return latent_shape(self.patcher, side, side)
 
     def device(self) -> torch.device:
         return self.patcher.load_device

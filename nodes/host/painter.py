@@ -13,6 +13,7 @@ from torch import Tensor
 from ...erasers.painter import Cue, Shot, Source, Spelling, alike, prompted, sketch
 from ...erasers.spec import Value
 from .model import HostModel
+from .pictures import decode_pictures
 from .reading import read_tokens, readers_of
 from .runtime import progress
 from .sampling import READINGS, Sampling, empty_latents, encode_prompt, joined_readings, prompts_at_once, showing
@@ -33,8 +34,8 @@ class HostPainter:
     def paint(self, shots: Sequence[Shot]) -> Tensor:
         found: dict[int, Tensor] = {}
         for places in alike(shots, self.batch):
-            pictures = self.vae.decode(self._draw([shots[place] for place in places], self.how.steps))
-            found.update(zip(places, pictures[..., :3].float().cpu().movedim(-1, 1), strict=True))
+            pictures = decode_pictures(self.vae, self._draw([shots[place] for place in places], self.how.steps))
+            found.update(zip(places, pictures.movedim(-1, 1), strict=True))
         return torch.stack([found[place] for place in range(len(shots))])
 
     def settings(self) -> dict[str, Value]:

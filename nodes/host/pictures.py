@@ -1,4 +1,4 @@
-"""The user's pictures as a model reads them."""
+"""Pictures as a model reads them, and back."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ def encode_pictures(model: Any, vae: Any, pictures: Tensor) -> Tensor:
         raise SettingError("Pictures were connected without a VAE.", "Connect the VAE that belongs to the model.")
     latents = torch.cat([vae.encode(picture[None, ..., :3]) for picture in pictures])
     return model.patcher.model.process_latent_in(latents).float().cpu()
+
+
+def decode_pictures(vae: Any, latents: Tensor) -> Tensor:
+    """Latents as a sampler gives them to pictures `[n, h, w, 3]` in 0..1, float32 on the CPU."""
+    pictures = vae.decode(latents)
+    # A video's VAE gives frames: the first of them.
+    return (pictures[:, 0] if pictures.ndim == 5 else pictures)[..., :3].float().cpu()
 
 
 def fitted_regions(regions: Tensor | None, latents: Tensor) -> Tensor | None:

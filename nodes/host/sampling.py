@@ -15,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...erasers.errors import SettingError
+from .pictures import decode_pictures
 from .runtime import progress
 
 READINGS = "lethe.readings"
@@ -42,11 +43,11 @@ def draw(model: ModelPatcher, positive: Any, negative: Any, vae: Any, how: Sampl
     Returns:
         `[count, height, width, 3]` float32 in 0..1 on the CPU.
     """
-    return vae.decode(draw_latents(model, positive, negative, how, count)).float().cpu()
+    return decode_pictures(vae, draw_latents(model, positive, negative, how, count))
 
 
 def draw_latents(model: ModelPatcher, positive: Any, negative: Any, how: Sampling, count: int = 1) -> Tensor:
-    """Latents `[count, c, h, w]` of the pictures that `draw` draws."""
+    """Latents `[count, c, h, w]`, or `[count, c, 1, h, w]` of a video model, of the pictures that `draw` draws."""
     empty = empty_latents(model, how, count)
     with progress(how.steps) as step:
         return comfy.sample.sample(
@@ -77,9 +78,17 @@ def showing(model: ModelPatcher, step: Callable[..., None]) -> Callable[..., Non
 
 
 def empty_latents(model: ModelPatcher, how: Sampling, count: int) -> Tensor:
-    """What sampling starts from, without its noise, `[count, c, h, w]`."""
-    shape = (count, model.model.latent_format.latent_channels, how.height // 8, how.width // 8)
+    """What sampling starts from, without its noise, as `draw_latents` gives it."""
+    shape = count, *latent_shape(model, how.width, how.height)
     return torch.zeros(shape, device=comfy.model_management.intermediate_device())
+
+
+def latent_shape(model: ModelPatcher, width: int, height: int) -> tuple[int, ...]:
+    """The shape of a picture's latents; of a video, one frame."""
+    known = model.model.latent_format
+    frames = [1] * (known.latent_dimensions - 2)
+    ratio = known.spacial_downscale_ratio
+    return known.latent_channels, *frames, height // ratio, width // ratio
 
 
 def prompts_at_once(encoded: list[Any]) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from .model import HostModel
+from .pictures import decode_pictures
 
 
 class HostSight:
@@ -25,8 +26,8 @@ class HostSight:
         return self.vision.encode_image(images.movedim(1, -1))["image_embeds"].float().cpu()
 
     def embed_latents(self, latents: Tensor) -> Tensor:
-        pictures = self.vae.decode(self.model.patcher.model.process_latent_out(latents))
-        return self.embed_images(pictures[..., :3].movedim(-1, 1))
+        pictures = decode_pictures(self.vae, self.model.patcher.model.process_latent_out(latents))
+        return self.embed_images(pictures.movedim(-1, 1))
 
     def embed_text(self, prompts: list[str]) -> Tensor:
         return self.model.tower().run(prompts)[1].cpu()

@@ -31,7 +31,7 @@ from .fit import task_of
 from .model import HostModel
 from .ordinary import ordinary
 from .patcher import applied_erasers
-from .pictures import encode_pictures, fitted_regions
+from .pictures import decode_pictures, encode_pictures, fitted_regions
 from .runtime import LOG, Item, each
 
 DISCARD, KEEP = "discard", "keep what was learned"
@@ -187,9 +187,7 @@ class Watcher:
         with torch.no_grad():
             said, unsaid = run.features(prompts, STUDENT), run.features([""] * len(prompts), STUDENT)
             x = roll(run.model, run.student, noise * sigmas[0], sigmas, said, unsaid, _PREVIEW_CFG)
-        pictures = self.vae.decode(self._own(run).process_latent_out(x))
-        # A video's VAE gives frames: the first of them.
-        return (pictures[:, 0] if pictures.ndim == 5 else pictures)[..., :3].float().cpu()
+        return decode_pictures(self.vae, self._own(run).process_latent_out(x))
 
     def _own(self, run: Run) -> Any:
         assert isinstance(run.model, HostModel)
