@@ -61,3 +61,13 @@ def test_evaluations_of_a_video_model_see_its_pictures(film: tuple[Any, Any, Any
         alone = draw(model, encode_prompt(clip, "a cat"), encode_prompt(clip, ""), vae, how)
     assert found.shape == (2, 3, 32, 64)
     assert float((found[0] - alone[0].movedim(-1, 0)).abs().max()) < 1e-4
+
+
+def test_pictures_become_latents_of_a_video_model(film: tuple[Any, Any, Any]) -> None:
+    from lethe.nodes.host.model import HostModel
+    from lethe.nodes.host.pictures import encode_pictures
+
+    model, clip, vae = film
+    with torch.inference_mode():
+        found = encode_pictures(HostModel(model, clip), vae, torch.rand(2, 32, 64, 3))
+    assert found.shape == (2, 16, 1, 4, 8)
