@@ -80,3 +80,21 @@ def test_pictures_are_the_same_with_the_kernels_on_and_off(gallery: Any, kind: s
     if kind == "gated":
         assert on[1].equal(plain[1])
     assert float((gallery.decode(on) - gallery.decode(off)).abs().mean()) < PICTURES
+
+
+def test_a_row_of_the_leaderboard_is_the_same_with_the_kernels_on_and_off(
+    gallery: Any, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lethe.erasers.demo import leaderboard
+
+    eraser = Eraser(RECIPE, adapters=_edits(gallery, 4, 3))
+    monkeypatch.setattr(leaderboard, "make_eraser", lambda *_: eraser)
+    job = leaderboard.Job("toy", "ball", {"concept_arithmetic": {"tries": 1}}, each_kind=2, pictures=1, steps=4)
+    rows = []
+    for name in ("eager", backend):
+        with forced(stacked=name, grouped=name):
+            rows.append(leaderboard.run_job(job))
+    assert [report.kind for report in rows[0]] == ["evaluation", "attack"]
+    for off, on in zip(*rows, strict=True):
+        one, other = ({name: figure.value for name, figure in report.figures.items()} for report in (off, on))
+        assert one == pytest.approx(other, abs=1e-3, nan_ok=True)
