@@ -52,7 +52,7 @@ class TextTower:
         module: the network itself, for hooks only; its weights are read through `weight`.
         ids: padded token ids of a prompt, from its start token on.
         encode: rows of tokens, padded, to states `[n, tokens, d]` and pooled features `[n, p]`, both
-            float32; with gradients where they are switched on, towards vectors among the tokens too.
+            float32, p = 0 where the encoder pools nothing; with gradients where they are switched on, towards vectors among the tokens too.
         decode: token ids to text.
         weight: the effective weight of a parameter of `module` by name, float32 on the CPU.
         end: id of the end token.

@@ -94,5 +94,5 @@ def alike(shots: Sequence[Shot], most: int) -> list[list[int]]:
 
 
 def sketch(latents: Tensor) -> Tensor:
-    """Block means of latents `[n, c, h, w]`, `[k]` float32 on the CPU."""
-    return functional.adaptive_avg_pool2d(latents.float(), 4).flatten().cpu()
+    """Block means of latents `[n, c, h, w]`, or `[n, c, frames, h, w]`, `[k]` float32 on the CPU."""
+    return functional.adaptive_avg_pool2d(latents.float().flatten(1, -3), 4).flatten().cpu()

@@ -109,7 +109,8 @@ class HostModel:
                 inner.set_clip_options({"layer": self.clip.layer_idx})
             inner.set_clip_options({"execution_device": self.clip.patcher.load_device})
             states, pooled = encoder.encode([list(row) for row in rows])[:2]
-            return states.float(), pooled.float()
+            # Encoders that are no CLIP pool nothing.
+            return states.float(), states.new_zeros(len(rows), 0) if pooled is None else pooled.float()
 
         def decode(ids: Sequence[int]) -> str:
             return self.clip.tokenizer.decode(list(ids)).strip()

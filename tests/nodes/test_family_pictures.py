@@ -71,3 +71,28 @@ def test_pictures_become_latents_of_a_video_model(film: tuple[Any, Any, Any]) ->
     with torch.inference_mode():
         found = encode_pictures(HostModel(model, clip), vae, torch.rand(2, 32, 64, 3))
     assert found.shape == (2, 16, 1, 4, 8)
+
+
+@pytest.mark.parametrize("kind", ["evaluation", "attack"])
+def test_a_video_model_is_evaluated_and_attacked(film: tuple[Any, Any, Any], kind: str) -> None:
+    """With the demo world's judge, which reads any picture of its size; its text encoder pools nothing."""
+    from lethe.erasers.concepts import Concept, ConceptList
+    from lethe.nodes.attack import LetheAttack
+    from lethe.nodes.evaluate import LetheEvaluate
+
+    model, clip, vae = film
+    concepts = ConceptList().with_concept(Concept("ball", "box"))
+    pair = {"before": model, "after": tiny_model("wan", 5), "clip": clip, "vae": vae, "concepts": concepts}
+    given = {**pair, **SAMPLING, "width": 128, "height": 128, "negative": "", "batch": 2, "count": 1, "title": ""}
+    judging = {"clip_model": "connected", "probe": "demo_judge"}
+    with torch.inference_mode():
+        if kind == "evaluation":
+            chosen = {**judging, "probe": {"probe": "demo_judge"}}
+            found = LetheEvaluate.execute(**given, **chosen, prompts="templates", lines="", each_kind=1)
+        else:
+            attack = {"attack": "dori", "steps": 2, "pictures": 1, "batch": 1}
+            about = {"concept": "", "prompts": "a red ball", "words": "", "save_embedding": "", "attack": attack}
+            found = LetheAttack.execute(**given, **judging, **about)
+    (report,) = next(value for value in found.result if isinstance(value, tuple))
+    assert report.kind == kind
+    assert all(0 <= figure.value <= 1 for figure in report.figures.values() if figure.value == figure.value)
