@@ -127,8 +127,9 @@ class DiffusersModel:
         cfg: float,
         seed: int,
         on_step: Callable[[int], None] | None = None,
-        operator: ContextOperator | None = None,
+        operators: Mapping[str, ContextOperator] | None = None,
     ) -> Tensor:
+        operator = (operators or {}).get(self.family.stream)
         said = _Said(self.context(prompts, operator), _token_ids(self.tokenizer, prompts).tolist())
         noise = torch.randn(len(prompts), *self._shape(), generator=torch.Generator().manual_seed(seed))
         empty = self._empty(operator)

@@ -16,6 +16,7 @@ from .errors import ConceptError, FamilyError
 from .learn.space import wide
 from .model import Token
 from .nudge import Nudge
+from .redirect import Redirect
 from .rivals import Rivals
 from .sites import Family
 from .spec import MethodSpec, Value
@@ -207,6 +208,9 @@ class Guarding:
         nudge: how it moves the latents by where the prompt's words look, or None.
         rivals: how it keeps words to the places that they win in cross-attention, or None; what its reader reads has
             the prompt's `words`.
+        further: how it edits text features that enter beside those of the sites, by their stream; its reader is then
+            told the tokens of each of their encoders by itself.
+        redirect: how it keeps self-attention from looking into a mask, for one of its own prompts, or None.
     """
 
     prompts: tuple[str, ...] = ()
@@ -224,6 +228,8 @@ class Guarding:
     path: Path | None = None
     nudge: Nudge | None = None
     rivals: Rivals | None = None
+    further: Mapping[str, TextPart] = field(default_factory=dict)
+    redirect: Redirect | None = None
 
 
 class Guard(Protocol):

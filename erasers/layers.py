@@ -152,6 +152,15 @@ OMNIGEN2 = _kinds(
     r"^context_refiner\.\d+\.(?:attn|feed_forward)\.|^time_caption_embed\.caption_embedder\.1$",
 )
 """OmniGen 2."""
+BOOGU = _kinds(
+    r"^(?:(?:single|double)_stream_layers|noise_refiner|context_refiner)\.",
+    r"\.processor\.instruct_(?:to_[qkv]|out)$|^context_refiner\.\d+\.attn\.",
+    r"\.processor\.instruct_to_[kv]$",
+    r"\.img_self_attn\.|\.processor\.img_|^(?:single_stream_layers|noise_refiner)\.\d+\.attn\.",
+    r"feed_forward\.",
+    r"\.processor\.instruct_|\.instruct_feed_forward\.|^context_refiner\.\d+\.(?:attn|feed_forward)\.",
+)
+"""Boogu."""
 KANDINSKY = _kinds(
     r"^(?:visual|text)_transformer_blocks\.",
     r"\.cross_attention\.",

@@ -51,8 +51,9 @@ class TextTower:
         stream: its name in a family, e.g. "clip_l".
         module: the network itself, for hooks only; its weights are read through `weight`.
         ids: padded token ids of a prompt, from its start token on.
-        encode: rows of tokens, padded, to states `[n, tokens, d]` and pooled features `[n, p]`, both
-            float32, p = 0 where the encoder pools nothing; with gradients where they are switched on, towards vectors among the tokens too.
+        encode: rows of tokens, padded, to states `[n, tokens, d]` and pooled features `[n, p]`, both float32, p = 0
+            where the encoder pools nothing; with gradients where they are switched on, towards vectors among the
+            tokens too.
         decode: token ids to text.
         weight: the effective weight of a parameter of `module` by name, float32 on the CPU.
         end: id of the end token.
@@ -158,13 +159,13 @@ class Model(Protocol):
         cfg: float,
         seed: int,
         on_step: Callable[[int], None] | None = None,
-        operator: ContextOperator | None = None,
+        operators: Mapping[str, ContextOperator] | None = None,
     ) -> Tensor:
         """Draw one latent per prompt, `[n, c, h, w]`.
 
         Args:
             on_step: is told the number of each finished step.
-            operator: an edit of the text features to draw with.
+            operators: edits of the text features to draw with, by stream.
         """
         ...
 
@@ -184,7 +185,7 @@ class Model(Protocol):
         ...
 
     def prediction(self) -> str:
-        """What the denoiser predicts: `learn.space.EPS`, `V`, `FLOW`, `EDM` or `COSMOS`."""
+        """What the denoiser predicts: `learn.space.EPS`, `V`, `FLOW`, `EDM`, `COSMOS` or `RAW_V`."""
         ...
 
     def level(self, percent: Tensor) -> Tensor:

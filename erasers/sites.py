@@ -63,19 +63,27 @@ class TextKeys:
     """Where a prompt's tokens stand among what a picture's places look at, in a transformer.
 
     Attributes:
-        joint: whether the places themselves stand behind them; else it is cross-attention to the tokens alone.
+        joint: whether the places themselves stand beside them; else it is cross-attention to the tokens alone.
         before: tokens of the model's own in front of them.
+        behind: whether they stand behind the places, and not in front.
+        always: whether all attentions are to both.
         marked: whether the host names the kind of block in attentions to both, and not in those to one alone; else
             they are told by how many they look at.
         alone: whether tokens look at each other too, in attentions as wide, of blocks that the host does not name.
         multiple: what the model pads the number of tokens, and that of places, to a multiple of.
+        patch: latents a side of a place of a picture.
+        zeros: whether the host makes prompts longer by zeros in front of them, where it repeats them for others.
     """
 
     joint: bool
     before: int = 0
+    behind: bool = False
+    always: bool = False
     marked: bool = True
     alone: bool = False
     multiple: int = 1
+    patch: int = 2
+    zeros: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,18 +205,24 @@ class Family:
 
 @dataclass(frozen=True)
 class Need:
-    """Something that not every family has: what it is, as in 'needs a UNet', and whether a family has it."""
+    """Something that is not there everywhere.
+
+    Attributes:
+        what: what it is, as in 'needs a UNet'.
+        met: whether a family has it.
+        given: whether it is none of the model's, and the user gives it.
+    """
 
     what: str
     met: Callable[[Family], bool]
+    given: bool = False
 
 
 A_UNET = Need("a UNet", lambda family: family.is_unet)
 AN_END = Need("text encoders that close a prompt with an end token, as CLIP's do", lambda family: family.ends)
-FEATURES = Need("text that enters by the features it edits alone", lambda family: not family.further)
 ONE_CLIP = Need("one CLIP text encoder", lambda family: len(family.readers) == 1 and family.ends)
-A_PICTURE = Need("a picture of yours to change", lambda family: True)
-"""Of every family; a node or a program has to give it."""
+A_PICTURE = Need("a picture of yours to change", lambda family: True, given=True)
+A_MASK = Need("a mask of what is to go", lambda family: True, given=True)
 
 
 @dataclass(frozen=True)

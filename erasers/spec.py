@@ -92,6 +92,11 @@ class MethodSpec:
     parameters: tuple[Parameter, ...]
     wants: tuple[Need, ...] = ()
 
+    @property
+    def asks(self) -> bool:
+        """Whether it needs something that the user has to give."""
+        return any(need.given for need in self.wants)
+
     def missing(self, family: Family) -> Need | None:
         """The first of what it needs that a family has not."""
         return next((need for need in self.wants if not need.met(family)), None)

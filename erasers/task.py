@@ -86,7 +86,8 @@ class Task:
         pooled: whether the pooled features are edited as well.
         sight: sees what the model draws; None where no image encoder is at hand.
         pictures: latents `[n, c, h, w]` of pictures of the concept that the user gave, or None.
-        regions: where in each the concept is, `[n, h, w]` in 0..1 at the latents' size, or None.
+        regions: where in each the concept is, `[n, h, w]` in 0..1 at the latents' size, or None; guards, which may
+            have no picture, take one mask of any size.
         texts: the text encoders that the sites read, as one; None where the model has one alone (`Model.tower`).
         track: goes through what takes long with progress, and stops when the user cancels.
         further: the same task on each of the model's further text features, as if they were all that it reads.

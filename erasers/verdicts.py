@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .sites import EXPECTED, GUARDS, HOOK, NO, STACKING, TESTED, TRAINING, WEIGHTS, WORDS, Verdict
+from .sites import GUARDS, HOOK, NO, STACKING, TESTED, TRAINING, WEIGHTS, WORDS, Verdict
 
 _UNREACHED = Verdict(NO, "the host hands its attention no options, so nothing can reach the words there.")
-BEHIND = Verdict(NO, "its words stand behind the picture's places in attention, where they are not looked for.")
-UNTRAINED = Verdict(NO, "its predictions are of a kind that training does not know.")
+BEHIND = Verdict(
+    NO, "its words stand behind the picture's places in attention, once for each layer, where they are not looked for."
+)
 _VIDEO = Verdict(TESTED, "on single frames.")
 _NORM = Verdict(
     NO, "its text passes a norm before the first weight, so no change of weights equals the edit: use a hook."
@@ -22,14 +23,3 @@ UNREACHED: Mapping[str, Verdict] = {**EMBEDDED, WORDS: _UNREACHED}
 VIDEO: Mapping[str, Verdict] = {**EMBEDDED, TRAINING: _VIDEO}
 NORMED: Mapping[str, Verdict] = {**EMBEDDED, WEIGHTS: _NORM}
 NORMED_VIDEO: Mapping[str, Verdict] = {**NORMED, TRAINING: _VIDEO}
-
-
-def edited_alone(verdicts: Mapping[str, Verdict]) -> Mapping[str, Verdict]:
-    """Verdicts of which only those on closed-form edits were tested."""
-    rest = untested(verdicts, "tests ran closed-form edits alone.")
-    return {**rest, **{name: verdicts[name] for name in (HOOK, WEIGHTS, STACKING)}}
-
-
-def untested(verdicts: Mapping[str, Verdict], why: str) -> Mapping[str, Verdict]:
-    """Verdicts that are expected only, for the same reason."""
-    return {name: Verdict(EXPECTED, why) if own.state == TESTED else own for name, own in verdicts.items()}

@@ -50,6 +50,12 @@ class LetheGuard(io.ComfyNode):
                     "draws its own where there are none; for scaling the picture that is drawn anew with less of it.",
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="The autoencoder that belongs to the model, for pictures."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="What attentive_eraser removes, of any size; of several masks the first counts. Cover the "
+                    "whole of it, edges and shadow too.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The guarded model, to draw with or to guard once more."),
@@ -73,8 +79,10 @@ class LetheGuard(io.ComfyNode):
         guard: dict[str, Any] | None = None,
         images: Any = None,
         vae: Any = None,
+        mask: Any = None,
     ) -> io.NodeOutput:
         name, given = chosen_method("guard", guard)
         chosen = guard_named(name)
         settings = with_paths(chosen.spec, chosen.spec.settings(given))
-        return io.NodeOutput(*guard_model(chosen, settings, model, clip, concepts, gate, vae, images))
+        pictured = {"vae": vae, "pictures": images, "mask": mask}
+        return io.NodeOutput(*guard_model(chosen, settings, model, clip, concepts, gate, **pictured))

@@ -6,7 +6,6 @@ from ..errors import HostError
 from ..learn.loop import Job, train
 from ..registry import guards, method_named, methods, recipe_named, recipes
 from ..result import Eraser
-from ..sites import A_PICTURE
 from ..spec import Value
 from ..task import Task
 
@@ -22,7 +21,7 @@ def eraser_names() -> tuple[str, ...]:
 
 def guard_names() -> tuple[str, ...]:
     """Every guard of prompts, under a name that no eraser has; guards act in ComfyUI's own sampling."""
-    return tuple(f"{GUARD}{name}" for name, guard in guards().items() if A_PICTURE not in guard.spec.wants)
+    return tuple(f"{GUARD}{name}" for name, guard in guards().items() if not guard.spec.asks)
 
 
 def recipe_settings(name: str, word: str) -> dict[str, Value]:

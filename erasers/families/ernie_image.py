@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..layers import ERNIE
 from ..sites import Encoder, Family
-from ..verdicts import UNREACHED, untested
+from ..verdicts import UNREACHED
 
 FAMILY = Family(
     name="ernie_image",
@@ -13,7 +13,7 @@ FAMILY = Family(
     width=3072,
     blocks=36,
     pixels=1024,
-    proven="facts and names of weights at full size; an operator on a reduced model of the host's own class",
+    proven="facts and names of weights at full size; edits and adapters on a reduced model of the host's own class",
     sites=r"^text_proj\.weight$",
     mark=r"^layers\.\d+\.mlp\.linear_fc2\.",
     prediction=("flow",),
@@ -21,5 +21,5 @@ FAMILY = Family(
     lora=("lora_unet_text_proj",),
     hosts=("ErnieImage",),
     layers=ERNIE,
-    can=untested(UNREACHED, "its tokenizer comes with the checkpoint, so tests have none."),
+    can=UNREACHED,
 )

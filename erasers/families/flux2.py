@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..layers import TWO_STREAMS
 from ..sites import Encoder, Family, TextKeys
-from ..verdicts import EMBEDDED, untested
+from ..verdicts import EMBEDDED
 
 FAMILY = Family(
     name="flux2",
@@ -13,7 +13,7 @@ FAMILY = Family(
     width=15360,
     blocks=56,
     pixels=1024,
-    proven="facts and names of weights at full size; an operator on a reduced model of the host's own class",
+    proven="facts and names of weights at full size; edits and adapters on a reduced model of the host's own class",
     sites=r"^txt_in\.weight$",
     mark=r"^double_stream_modulation_txt\.",
     prediction=("flow",),
@@ -21,6 +21,6 @@ FAMILY = Family(
     lora=("transformer.context_embedder", "lycoris_context_embedder", "context_embedder"),
     hosts=("Flux2",),
     layers=TWO_STREAMS,
-    can=untested(EMBEDDED, "its tokenizer comes with the checkpoint, so tests have none."),
-    text_keys=TextKeys(joint=True),
+    can=EMBEDDED,
+    text_keys=TextKeys(joint=True, zeros=True),
 )

@@ -22,5 +22,5 @@ FAMILY = Family(
     hosts=("Flux2",),
     layers=TWO_STREAMS,
     can=EMBEDDED,
-    text_keys=TextKeys(joint=True),
+    text_keys=TextKeys(joint=True, zeros=True),
 )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..layers import JOY
-from ..sites import WORDS, Encoder, Family
-from ..verdicts import BEHIND, EMBEDDED, edited_alone
+from ..sites import Encoder, Family, TextKeys
+from ..verdicts import EMBEDDED
 
 FAMILY = Family(
     name="joyimage",
@@ -13,7 +13,7 @@ FAMILY = Family(
     width=4096,
     blocks=20,
     pixels=1024,
-    proven="facts and names of weights at full size; edits on a reduced model of the host's own class",
+    proven="facts and names of weights at full size; edits and adapters on a reduced model of the host's own class",
     sites=r"^condition_embedder\.text_embedder\.linear_1\.weight$",
     mark=r"^double_blocks\.\d+\.attn\.txt_attn_qkv\.",
     prediction=("flow",),
@@ -21,5 +21,6 @@ FAMILY = Family(
     lora=("lora_unet_condition_embedder_text_embedder_linear_1",),
     hosts=("JoyImage",),
     layers=JOY,
-    can=edited_alone({**EMBEDDED, WORDS: BEHIND}),
+    can=EMBEDDED,
+    text_keys=TextKeys(joint=True, behind=True, always=True, marked=False),
 )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..layers import ASYMMETRIC
-from ..sites import WORDS, Encoder, Family
-from ..verdicts import BEHIND, VIDEO
+from ..sites import Encoder, Family, TextKeys
+from ..verdicts import VIDEO
 
 FAMILY = Family(
     name="mochi",
@@ -20,5 +20,6 @@ FAMILY = Family(
     lora=("t5_y_embedder.to_kv",),
     hosts=("GenmoMochi",),
     layers=ASYMMETRIC,
-    can={**VIDEO, WORDS: BEHIND},
+    can=VIDEO,
+    text_keys=TextKeys(joint=True, behind=True, always=True, marked=False),
 )

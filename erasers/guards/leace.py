@@ -16,7 +16,6 @@ from ..algebra.parameters import templates
 from ..guard import Guarding, guarded_names
 from ..learn.started import edited, fitted
 from ..result import ContextOperator
-from ..sites import FEATURES
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 from ..window import Window, window_of, window_settings
@@ -56,14 +55,16 @@ class LeaceGuard:
             templates("object"),
             *window_settings(),
         ),
-        wants=(FEATURES,),
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:
-        """A text part that does not read the prompt."""
+        """A text part that does not read the prompt, for all text features by themselves."""
         guarded_names(task)
-        operator = fitted(task, "leace", {"templates": settings["templates"]}).scaled(float(settings["eta"]))
-        return Guarding(text=Projected(operator, window_of(settings)))
+        given, window, parts = {"templates": settings["templates"]}, window_of(settings), dict[str, Projected]()
+        for own in (task, *task.further):
+            operator = fitted(own, "leace", given).scaled(float(settings["eta"]))
+            parts[own.family.stream] = Projected(operator, window)
+        return Guarding(text=parts.pop(task.family.stream), further=parts)
 
 
 GUARD = LeaceGuard()

@@ -186,9 +186,9 @@ class Steerers:
             Parameter(
                 "file",
                 "",
-                "Name of a file of a trained autoencoder in models/steerers. One that is there is read, and depth, "
-                "expansion, k, steps and seed are then its own; one that is not is made by the training. Start empty: "
-                "trained each time the node runs.",
+                "Name of a file of a trained autoencoder in models/steerers. One that is there is read; depth, "
+                "expansion, k, steps and seed are then its own, as far as it tells them. One that is not is made by "
+                "the training. Start empty: trained each time the node runs.",
                 advanced=True,
                 folder="steerers",
                 optional=True,
@@ -223,7 +223,7 @@ def _code_of(task: Task, tower: TextTower, phrase: str, settings: Mapping[str, V
     own, path = tower.run([phrase])[0], Path(str(settings["file"]))
     layers, layer = layers_of(tower.module), layer_at(tower.module, float(settings["depth"]))
     if settings["file"] and path.is_file():
-        code, number = load_code(path, own.shape[-1], len(layers), own.device)
+        code, number = load_code(path, own.shape[-1], len(layers), own.device, int(settings["k"]))
         return code, layer if number is None else layers[number]
     held = task.held[1 :: len(task.held) // _MOST + 1]
     texts = (*guarded_names(task), *held)

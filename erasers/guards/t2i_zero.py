@@ -14,6 +14,9 @@ features are those of the text encoder's end, which padding shares: a summary of
 model whose padding is well read still draws the concept. `tail` corrects every token from the name on, which in a
 causal encoder are those that know of it.
 
+Where text enters by several text encoders, or by several layers of one, the tokens of each are corrected by features of
+their own.
+
 The suppression between the words' attention maps (rivals.py) is off unless it is asked for.
 A known reimplementation was read for its constants, not copied: v0xie/sd-webui-incantations.
 """
@@ -34,7 +37,7 @@ from ..model import TextTower, Token
 from ..nudge import Words, read_words
 from ..read_features import copies
 from ..rivals import Rivals
-from ..sites import A_UNET, FEATURES
+from ..sites import A_UNET
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 from ..window import Window, window_of, window_settings
@@ -159,7 +162,6 @@ class T2IZero:
                 optional=True,
             ),
         ),
-        wants=(FEATURES,),
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:
@@ -186,7 +188,8 @@ class T2IZero:
             share > 0,
         )
         rivals = Rivals(share, part.window) if share else None
-        return Guarding(text=part, reader=part, rivals=rivals)
+        further = {own.family.stream: part for own in task.further}
+        return Guarding(text=part, reader=part, rivals=rivals, further=further)
 
 
 GUARD = T2IZero()

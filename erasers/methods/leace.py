@@ -216,13 +216,16 @@ def fit_oracle(x: Tensor, z: Tensor, affine: bool = True) -> Oracle:
     return Oracle(coef, mean if affine else torch.zeros_like(mean))
 
 
-def shrink(centred: Tensor) -> Tensor:
+def shrink(centred: Tensor, width: int = 0) -> Tensor:
     """The covariance of centred samples `[N, d]` float64, shrunk to (1 - rho) S + rho m I (Ledoit and Wolf 2004).
 
     m = tr S / d, and rho = min(1, b / a) with a = |S - m I|_F^2 and b = sum_n |x_n x_n^T - S|_F^2 / N^2, the
     expected squared error of S: the rho that brings the result closest to the true covariance.
+
+    Args:
+        width: d, where the samples are given by their coordinates in a space that holds them all; 0 for their own.
     """
-    count, width = centred.shape
+    count, width = len(centred), width or centred.shape[1]
     sample = gram_of(centred) / count
     middle = sample.trace() / width
     error = (centred.square().sum(1).square().sum() / count - sample.square().sum()) / count
@@ -235,9 +238,22 @@ def shrink(centred: Tensor) -> Tensor:
 
 def _directions(centred: Tensor, cross: Tensor, settings: Mapping[str, Value]) -> tuple[Tensor, Tensor]:
     """`up` `[d, r]` and `down` `[r, d]` with r(x) = x + up @ down @ (x - mean)."""
+    count, width = centred.shape
+    if count >= width:
+        return _directions_within(centred, cross, width, settings)
+    # Wh only meets what lies in the samples' span, and is a multiple of I outside of it: no d x d matrix is needed.
+    basis = torch.linalg.qr(centred.T).Q
+    up, down = _directions_within(centred @ basis, basis.T @ cross, width, settings)
+    return basis @ up, down @ basis.T
+
+
+def _directions_within(
+    centred: Tensor, cross: Tensor, width: int, settings: Mapping[str, Value]
+) -> tuple[Tensor, Tensor]:
+    """`_directions` for features of `width`, by coordinates in a space that holds all samples."""
     root = inverse = None
     if settings["kind"] == LEAST_SQUARES:
-        covariance = shrink(centred) if settings["shrinkage"] else gram_of(centred) / len(centred)
+        covariance = shrink(centred, width) if settings["shrinkage"] else gram_of(centred) / len(centred)
         values, vectors = torch.linalg.eigh(covariance)
         # Directions in which the samples do not vary hold nothing to erase and have no inverse.
         seen = values > values[-1] * len(values) * torch.finfo(values.dtype).eps

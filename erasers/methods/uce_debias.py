@@ -3,9 +3,11 @@
 Targets are `v* = W (c + sum_k a_k u_k)` with one embedding u_k and one gain a_k per attribute. Pictures
 of the concept are drawn with the present edit, each is read as the attribute whose prompt fits it best,
 and every gain grows by a step times what its attribute lacks; the solve always starts from the original
-weights, and the round with the most equal shares is kept. Differs from the released program in that the
-gains and their step are explicit (there they accumulate because a cached target is changed in place, and
-the step size has no effect). Official code read, not copied: rohitgandikota/unified-concept-editing (MIT).
+weights, and the round with the most equal shares is kept. Where text enters by several streams of
+features, each is solved by itself with the same gains, and pictures are drawn with all. Differs from the
+released program in that the gains and their step are explicit (there they accumulate because a cached
+target is changed in place, and the step size has no effect). Official code read, not copied:
+rohitgandikota/unified-concept-editing (MIT).
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from ..concepts import Concept
 from ..errors import ConceptError, FamilyError
 from ..provenance import recipe_of
 from ..result import ContextOperator, Eraser
-from ..sites import FEATURES
 from ..spec import MethodSpec, Parameter, Value
 from ..task import EncodedPrompt, Task
 
@@ -94,7 +95,6 @@ class UCEDebias:
             preserve_scale(0.0, "1 in the program"),
             Parameter("seed", 0, "Seed of the pictures.", maximum=2.0**31, step=1, advanced=True),
         ),
-        wants=(FEATURES,),
     )
 
     def fit(self, task: Task, settings: Mapping[str, Value]) -> Eraser:
@@ -119,8 +119,7 @@ class UCEDebias:
         smallest = float("inf")
         rounds = int(settings["rounds"])
         for _ in task.track(range(rounds), rounds):
-            operator = context[task.family.stream]
-            lacking = {c: missing_shares(self._shares(task, settings, c, attributes[c], operator)) for c in attributes}
+            lacking = {c: missing_shares(self._shares(task, settings, c, attributes[c], context)) for c in attributes}
             gap = max(float(missing.abs().max()) for missing in lacking.values())
             if gap <= smallest:
                 smallest, best = gap, context
@@ -132,6 +131,18 @@ class UCEDebias:
         return Eraser(recipe_of(self.spec.name, settings, task, seed=int(settings["seed"])), best)
 
     def _solve(
+        self,
+        task: Task,
+        settings: Mapping[str, Value],
+        attributes: Mapping[Concept, Sequence[str]],
+        gains: Mapping[Concept, Tensor],
+    ) -> dict[str, ContextOperator]:
+        found = dict[str, ContextOperator]()
+        for own in (task, *task.further):
+            found |= self._solve_stream(own, settings, attributes, gains)
+        return found
+
+    def _solve_stream(
         self,
         task: Task,
         settings: Mapping[str, Value],
@@ -158,13 +169,14 @@ class UCEDebias:
         settings: Mapping[str, Value],
         concept: Concept,
         names: Sequence[str],
-        operator: ContextOperator,
+        context: Mapping[str, ContextOperator],
     ) -> Tensor:
         """The share of each attribute among pictures of the concept, `[k]`."""
         assert task.sight is not None
         count, seed = int(settings["pictures"]), int(settings["seed"])
         prompts = [concept.text] * count
-        latents = task.loaded().sample(prompts, int(settings["steps"]), float(settings["cfg"]), seed, operator=operator)
+        how = int(settings["steps"]), float(settings["cfg"]), seed
+        latents = task.loaded().sample(prompts, *how, operators=context)
         seen = torch.nn.functional.normalize(task.sight.embed_latents(latents), dim=1)
         said = torch.nn.functional.normalize(task.sight.embed_text(list(names)), dim=1)
         return torch.bincount((seen @ said.T).argmax(1), minlength=len(names)) / count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...erasers.errors import GuardError
 from ...erasers.window import Window
+from .areas import Areas
 
 OVERRIDE = "optimized_attention_override"
 """The host's slot around attention."""
@@ -23,12 +24,16 @@ class Sampling(Protocol):
 
     Attributes:
         acting: by guard, which rows of each of the prompt's conditions it acts on, by the condition's id.
+        areas: those of the prompt's conditions in this step.
+        made: what layers made once for all of them and for every step, by what it is for.
     """
 
     acting: Mapping[Any, Mapping[UUID, Tensor]]
+    areas: Areas
+    made: dict[Any, Any]
 
-    def percent(self, sigma: float) -> float:
-        """How far it has come at a level."""
+    def moment(self, options: Mapping[str, Any]) -> float:
+        """How far it has come, in a pass of the model with these options."""
         ...
 
     def rows(self, guard: Any, count: int) -> Tensor:
@@ -49,10 +54,10 @@ def behind(func: Callable[..., Tensor], before: Callable[..., Tensor] | None) ->
     return func if before is None else partial(before, func)
 
 
-def check_own_attention(options: Mapping[str, Any], title: str) -> None:
-    """GuardError where another node puts its own computation in the place of cross-attention, where a guard acts."""
-    if options.get("patches_replace", {}).get("attn2"):
-        raise GuardError(f"{title} acts in cross-attention, which another node replaces.", "Take one of the two out.")
+def check_own_attention(options: Mapping[str, Any], title: str, kind: Literal["self", "cross"] = "cross") -> None:
+    """GuardError where another node puts its own computation in the place of an attention in which a guard acts."""
+    if options.get("patches_replace", {}).get("attn1" if kind == "self" else "attn2"):
+        raise GuardError(f"{title} acts in {kind}-attention, which another node replaces.", "Take one of the two out.")
 
 
 def mask_of_row(mask: Tensor | None, row: int, rows: int) -> Tensor | None:
@@ -67,7 +72,7 @@ def acting_rows(run: Sampling, guard: Any, window: Window, options: Mapping[str,
         options: the host's options of a layer.
         count: rows of the batch.
     """
-    if not window.holds(run.percent(float(options["sigmas"].flatten()[0]))):
+    if not window.holds(run.moment(options)):
         return None
     each = count // len(options["uuids"])
     found = []

@@ -7,10 +7,12 @@ places look at both together. There a word is turned down for the other tokens t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -24,8 +26,6 @@ from ...erasers.words import WordPart
 from .acting import OVERRIDE, Sampling, behind, feature_size
 
 _BATCH = "lethe.attending.batch"
-_PATCH = 2
-"""Latents a side of a place of a picture, in transformers where the number of places counts."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,9 @@ class _Batch:
     tokens: int
     shape: tuple[int, ...]
 
-    @property
-    def places(self) -> int:
-        """Of a picture."""
-        return -(-self.shape[-2] // _PATCH) * -(-self.shape[-1] // _PATCH)
+    def places(self, patch: int) -> int:
+        """Of a picture or of all frames, each of so many latents a side."""
+        return math.prod(self.shape[2:-2]) * -(-self.shape[-2] // patch) * -(-self.shape[-1] // patch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +118,8 @@ def _around(words: _Words, before: Callable[..., Tensor] | None) -> Callable[...
             changed = attention(v * _wide(weights, v, kwargs), heads, mask=mask, **kwargs)
         if part.region is None:
             return changed
-        where = _region(words, options, q.shape[-2]).to(changed)
-        return torch.lerp(attention(v, heads, mask=mask, **kwargs), changed, where[:, None])
+        where = _region(words, options, len(q), q.shape[-2]).to(changed)
+        return torch.lerp(attention(v, heads, mask=mask, **kwargs), changed, where[..., None])
 
     return override
 
@@ -161,31 +160,43 @@ def _place(keys: TextKeys, batch: _Batch, asking: int, many: int, options: Mappi
         return 0
     if asking != many:
         return None
-    both = many > keys.before + batch.tokens and "block_type" in options
-    return keys.before if (both if keys.marked else many == keys.before + batch.tokens + batch.places) else None
+    tokens = keys.before + batch.tokens
+    if keys.marked:
+        both = many > tokens and "block_type" in options
+    else:
+        both = keys.always or many == tokens + batch.places(keys.patch)
+    if not both:
+        return None
+    # Some models leave padding out, which stands at the end.
+    return max(many - batch.tokens, batch.places(keys.patch)) if keys.behind else keys.before
 
 
 def _weights(words: _Words, options: Mapping[str, Any], k: Tensor, tokens: int) -> Tensor | None:
     """Weights `[b, tokens]` for the rows of a batch; None where the part does not act."""
     run: Sampling | None = options.get(words.key)
-    if run is None or not words.part.window.holds(run.percent(float(options["sigmas"].flatten()[0]))):
+    if run is None or not words.part.window.holds(run.moment(options)):
         return None
-    uuids = options["uuids"]
+    key = words.guard, *options["uuids"], len(k), tokens, k.device, k.dtype
+    if key not in run.made:
+        run.made[key] = _made(words, run, options["uuids"], k, tokens)
+    return run.made[key]
+
+
+def _made(words: _Words, run: Sampling, uuids: Sequence[UUID], k: Tensor, tokens: int) -> Tensor | None:
     own = [run.weights(words.guard, uuid) for uuid in uuids]
     if all(weights is None for weights in own):
         return None
     count = len(k) // len(uuids)
-    rows = [torch.ones(count, tokens) if w is None else _spread(w, count, tokens) for w in own]
+    zeros = words.keys is not None and words.keys.zeros
+    rows = [torch.ones(count, tokens) if w is None else _spread(w, count, tokens, zeros) for w in own]
     return torch.cat(rows).to(k)
 
 
-def _spread(weights: Tensor, count: int, tokens: int) -> Tensor:
-    """Weights of a condition for every picture of a batch.
-
-    The host repeats prompts to a common length, and puts zeros in front of some models'.
-    """
-    front = tokens % weights.shape[1]
-    rows = weights.repeat(-(-count // len(weights)), tokens // weights.shape[1])[:count]
+def _spread(weights: Tensor, count: int, tokens: int, zeros: bool) -> Tensor:
+    """Weights of a condition for every picture of a batch; `TextKeys` says what `zeros` is."""
+    times = 1 if zeros else tokens // weights.shape[1]
+    front = tokens - times * weights.shape[1]
+    rows = weights.repeat(-(-count // len(weights)), times)[:count]
     return functional.pad(rows, (front, 0), value=1.0)
 
 
@@ -205,15 +216,21 @@ def _bias(weights: Tensor, q: Tensor, mask: Tensor | None) -> Tensor:
     return (bias if mask.ndim < 4 else bias[:, None]) + mask
 
 
-def _region(words: _Words, options: Mapping[str, Any], asking: int) -> Tensor:
-    """The region at the places of an attention's queries, `[asking]`; what is no place of the picture is outside."""
+def _region(words: _Words, options: Mapping[str, Any], count: int, asking: int) -> Tensor:
+    """The region at an attention's queries, `[count, asking]`; what is no place of the picture is outside."""
     assert words.part.region is not None
     batch: _Batch | None = options.get(_BATCH)
     front = back = 0
     if batch is not None and words.keys is not None and words.keys.joint:
         front = words.keys.before + batch.tokens + -batch.tokens % words.keys.multiple
-        back = -batch.places % words.keys.multiple
+        back = -batch.places(words.keys.patch) % words.keys.multiple
+        if words.keys.behind:
+            front, back = 0, min(batch.tokens, asking - batch.places(words.keys.patch))
     sized = options if batch is None else {**options, "original_shape": batch.shape}
     size = feature_size(sized, asking - front - back)
-    found = functional.interpolate(words.part.region[None, None].float(), size=size, mode="area").flatten()
-    return functional.pad(found, (front, back))
+    run: Sampling = options[words.key]
+    shape = sized["original_shape"][-2], sized["original_shape"][-1]
+    seen = [run.areas.part(words.part.region, uuid, shape) for uuid in options["uuids"]]
+    rows = [functional.interpolate(own[None, None].float(), size=size, mode="area").flatten() for own in seen]
+    found = functional.pad(torch.stack(rows), (front, back))
+    return found.repeat_interleave(count // len(rows), 0)

@@ -82,7 +82,7 @@ def phrase_rows(clip: Any, family: Family, prompt: str, phrase: str) -> list[ran
     for part in parts:
         key = token_key(part[-1])
         length = min(len(tokens[token_key(stream)][0]) for stream in part)
-        cut = max(length - whole, 0) if len(parts) == 1 else 0
+        cut = max(length - frame_of(clip, key).tail - whole, 0) if len(parts) == 1 else 0
         for place in find_phrase(clip, key, prompt, phrase):
             if place.start >= cut:
                 found.append(range(place.start - cut + offset, place.stop - cut + offset))

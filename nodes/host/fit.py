@@ -68,19 +68,21 @@ def guard_model(
     gate: float,
     vae: Any = None,
     pictures: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[ModelPatcher, Any, str]:
     """Clones of a MODEL and its CLIP that carry a guard, and what is to be known of it.
 
     Args:
         gate: likeness to the concept from which on a prompt is guarded; 0 for every prompt.
         pictures: `[n, h, w, 3]` in 0..1, of the concept; need `vae`.
+        mask: `[1, h, w]` in 0..1, of what is to go.
     """
     family = model_sites(model).family
     family.require(GUARDS)
     check_family(guard.spec, family)
     with ordinary(model, clip):
         task = task_of(model, clip, concepts)
-        task = replace(task, texts=_texts(clip, family, task.encode))
+        task = replace(task, texts=_texts(clip, family, task.encode), regions=mask)
         if pictures is not None:
             task = replace(task, pictures=encode_pictures(task.loaded(), vae, pictures))
         plan, fitted = guard.plan(task, settings), fit_gate(task, gate)

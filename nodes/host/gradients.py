@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 _SWITCH = "in_training"
 """The host's own switch, which its training node sets: most models then leave fused operations alone."""
-_NORMED_ROPE, _UNSWITCHED = "comfy_kitchen.rms_rope_split_half", "comfy.ldm.cosmos.predict2"
-"""The operation that Cosmos Predict2 calls whatever the switch says, and where the host has that model."""
+_UNSWITCHED = ("comfy.ldm.cosmos.predict2", "comfy.ldm.ernie.model")
+"""Where the host has models that call fused operations whatever the switch says."""
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def differentiable(denoiser: nn.Module) -> Iterator[None]:
 def spelled_out(denoiser: nn.Module) -> AbstractContextManager[object]:
     """In this thread, a denoiser that needs it calls no fused operation while the block runs."""
     # Only where it is needed: the mode makes each of torch's calls slower by microseconds.
-    needed = any(base.__module__ == _UNSWITCHED for base in type(denoiser).__mro__)
+    needed = any(base.__module__ in _UNSWITCHED for base in type(denoiser).__mro__)
     return _SpelledOut() if needed else nullcontext()
 
 
@@ -46,8 +46,8 @@ class _SpelledOut(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        plain: Callable[..., Any] = normed_rope if str(func).startswith(_NORMED_ROPE) else func
-        return plain(*args, **(kwargs or {}))
+        name = ".".join(str(func).split(".")[:2])
+        return _PLAIN.get(name, func)(*args, **(kwargs or {}))
 
 
 def normed_rope(
@@ -70,6 +70,22 @@ def normed_rope(
     normed = (functional.rms_norm(x, x.shape[-1:], gain, epsilon) for x, gain in zip((q, k), gains, strict=True))
     one, other = (_rotated(x, freqs_cis, rot_dim or x.shape[-1]) for x in normed)
     return one, other
+
+
+def rope(q: Tensor, k: Tensor, freqs_cis: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary embedding of queries and keys `[b, n, h, d]`, whose halves are the pairs that rotate.
+
+    Args:
+        freqs_cis: `[..., d/2, 2, 2]`, the rotation of each pair.
+    """
+    return _rotated(q, freqs_cis, q.shape[-1]), _rotated(k, freqs_cis, k.shape[-1])
+
+
+_PLAIN: Mapping[str, Callable[..., Any]] = {
+    "comfy_kitchen.rms_rope_split_half": normed_rope,
+    "comfy_kitchen.apply_rope_split_half": rope,
+}
+"""What takes the place of the host's fused operations."""
 
 
 def _rotated(x: Tensor, freqs_cis: Tensor, size: int) -> Tensor:

@@ -14,7 +14,6 @@ from typing import Any
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-import comfy.sampler_helpers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
@@ -22,17 +21,20 @@ from torch import Tensor
 
 from ...erasers.errors import GuardError
 from ...erasers.gates.discriminant import Discriminant
-from ...erasers.guard import Guarding, Look, TextPart
+from ...erasers.guard import Guarding, Look, Reader
 from ...erasers.learn.space import wide
 from ...erasers.sites import Family
+from .areas import Areas, told_apart
 from .attending import attend
 from .beside import push_features, with_references
 from .bridging import Bridged, bridge, with_originals
 from .contrasting import contrast
+from .editing import SITES, Edits, paired
 from .middle import add_behind_middle
 from .nudging import Nudged, watch
 from .reading import ReadingClip
-from .replacing import replacing_condition
+from .redirecting import redirect
+from .replacing import own_conditions, replacing_condition
 from .retelling import Along, prediction_along, start_from_pictures
 from .rivalling import rival
 from .sampling import READINGS, encode_prompt
@@ -53,12 +55,14 @@ class Installed:
         plan: what it does.
         gate: which prompts it acts on; None for all.
         conditioning: CONDITIONING of its own prompts, by prompt.
+        family: the model's; None for one whose text is a single CLIP encoder's.
     """
 
     title: str
     plan: Guarding
     gate: Discriminant | None
     conditioning: Mapping[str, Any]
+    family: Family | None = None
 
     def opens(self, states: Tensor) -> Tensor:
         """Whether it acts on each of prompts `[n, tokens, d]`, `[n]` bool."""
@@ -83,7 +87,7 @@ def install(
     Args:
         family: the model's; None for one whose text is a single CLIP encoder's.
     """
-    guard = Installed(title, plan, gate, {prompt: encode_prompt(clip, prompt) for prompt in plan.prompts})
+    guard = Installed(title, plan, gate, {prompt: encode_prompt(clip, prompt) for prompt in plan.prompts}, family)
     guards = (*installed_guards(model), guard)
     clone = model.clone()
     clone.set_attachments(KEY, guards)
@@ -93,8 +97,18 @@ def install(
         clone.add_wrapper_with_key(kind, KEY, wrapper)
     if plan.words is not None:
         attend(clone, guard, plan.words, KEY, None if family is None else family.text_keys)
-    strands = None if family is None or family.is_plain else Strands(family)
-    return clone, clip if plan.reader is None else ReadingClip.of(clip, guard, plan.reader, strands)
+    return clone, clip if plan.reader is None else _reading(clip, guard, plan.reader)
+
+
+def _reading(clip: Any, guard: Installed, reader: Reader) -> ReadingClip:
+    """A clone of `clip` that tells a guard's reader its tokens: of the sites' encoders, and of each other by itself."""
+    family = guard.family
+    if family is None or family.is_plain:
+        return ReadingClip.of(clip, guard, reader)
+    found = ReadingClip.of(clip, guard, reader, Strands(family))
+    for own in {own.encoder: own for own in family.further if own.stream in guard.plan.further}.values():
+        found = ReadingClip.of(found, (guard, own.encoder), reader, Strands(family, own))
+    return found
 
 
 @dataclass(eq=False)
@@ -106,31 +120,58 @@ class _Run:
         acting: by guard, which rows of each of the prompt's conditions it acts on, by the condition's id.
         readings: what guards made of each condition's tokens, by the condition's id.
         levels: sigmas at even shares of sampling, falling; the first is that after all noise.
+        areas: those of the prompt's conditions in this step.
+        made: what layers made once for all of them and for every step.
     """
 
     guider: Any
     acting: Mapping[Installed, Mapping[UUID, Tensor]]
     readings: Mapping[UUID, Mapping[Installed, list[Any]]]
     levels: Tensor
+    areas: Areas = field(default_factory=Areas)
+    made: dict[Any, Any] = field(default_factory=dict)
     memory: dict[Installed, dict[str, Tensor]] = field(default_factory=dict)
-    edited: dict[Any, Tensor] = field(default_factory=dict)
     last: float = float("inf")
+    known: tuple[Tensor, float] | None = None
     before: dict[Installed, dict[str, Tensor]] = field(default_factory=dict)
     along: Along = field(default_factory=dict)
     nudged: Nudged = field(init=False)
+    edits: Edits = field(init=False)
 
     def __post_init__(self) -> None:
-        self.nudged = Nudged(self.read)
+        self.nudged, self.edits = Nudged(self.read), Edits(self.acting, self.replaced)
+
+    def replaced(self, guard: Installed, uuid: UUID) -> Mapping[str, Any] | None:
+        """The condition that a guard puts in the place of one; None where it puts none."""
+        found = self.guider.conds.get(_name(guard, str(uuid)))
+        return None if found is None else found[0]
+
+    def own(self, guard: Installed, prompt: str) -> list[Mapping[str, Any]]:
+        """The conditions of a guard's own prompt."""
+        found = told_apart(self.guider.conds[_name(guard, prompt)])
+        # In an area it is not known where a mask of the whole picture lies.
+        return found if guard.plan.redirect is None else [cond for cond in found if "area" not in cond]
+
+    def look_at(self, x: Tensor, said: Sequence[Mapping[str, Any]]) -> None:
+        """Latents and the prompt's conditions are about to be looked at."""
+        self.areas = Areas((x.shape[-2], x.shape[-1]), [(c["uuid"], c["area"]) for c in said if "area" in c])
 
     def read(self, guard: Installed, uuid: UUID) -> list[Any]:
         """What a guard made of a condition's tokens, row by row; None for rows that it does not act on."""
         rows = self.acting[guard].get(uuid)
         readings = self.readings.get(uuid, {}).get(guard, [None])
-        return [] if rows is None else [own if acts else None for acts, own in _paired(rows, readings)]
+        return [] if rows is None else [own if acts else None for acts, own in paired(rows, readings)]
 
     def percent(self, sigma: float) -> float:
         """How far sampling has come at a level."""
         return float((self.levels >= sigma * (1 - _ROUNDING)).sum()) / _LEVELS
+
+    def moment(self, options: Mapping[str, Any]) -> float:
+        """How far sampling has come in a pass of the model, whose layers all have the same levels."""
+        known, sigmas = self.known, options["sigmas"]
+        if known is None or known[0] is not sigmas:
+            known = self.known = sigmas, self.percent(float(sigmas.flatten()[0]))
+        return known[1]
 
     def weights(self, guard: Installed, uuid: UUID) -> Tensor | None:
         """What a guard that reweights words made of a condition's tokens, `[rows, tokens]`."""
@@ -139,7 +180,7 @@ class _Run:
             return None
         length = next(len(own) for own in readings if own is not None)
         ones = torch.ones(length)
-        return torch.stack([own if acts and own is not None else ones for acts, own in _paired(rows, readings)])
+        return torch.stack([own if acts and own is not None else ones for acts, own in paired(rows, readings)])
 
     def step_to(self, sigma: float) -> None:
         """Guards remember the steps before, once each however often a sampler looks; a restart forgets them."""
@@ -178,7 +219,7 @@ def _begin(guards: Sequence[Installed]) -> Callable[..., Any]:
                 options["disable_cfg1_optimization"] = True
         for guard in active:
             for prompt, conditioning in guard.conditioning.items():
-                guider.conds[_name(guard, prompt)] = comfy.sampler_helpers.convert_cond(conditioning)
+                guider.conds[_name(guard, prompt)] = own_conditions(said, conditioning)
         _replace(guider, active, acting)
         levels = _levels(guider.model_patcher.get_model_object("model_sampling"))
         transformer = options.setdefault("transformer_options", {})
@@ -195,6 +236,8 @@ def _begin(guards: Sequence[Installed]) -> Callable[..., Any]:
             watch(transformer)
         rival(transformer, run, [(g, g.plan.rivals) for g in active if g.plan.rivals is not None], KEY)
         contrast(transformer, run, [(g, g.plan.attention) for g in active if g.plan.attention is not None], KEY)
+        parts = [(g, g.plan.redirect) for g in active if g.plan.redirect is not None]
+        redirect(transformer, run, [(g, p, {c["uuid"] for c in guider.conds[_name(g, p.prompt)]}) for g, p in parts])
         try:
             return executor(*args, **kwargs)
         finally:
@@ -246,7 +289,7 @@ def _replace(guider: Any, active: Sequence[Installed], acting: Mapping[Installed
     """Give the host the prompts that guards put in the place of the picture's, as conditions of their own."""
     for guard in active:
         for cond in guider.conds["positive"]:
-            pairs = _paired(acting[guard][cond["uuid"]], cond.get(READINGS, {}).get(guard, [None]))
+            pairs = paired(acting[guard][cond["uuid"]], cond.get(READINGS, {}).get(guard, [None]))
             made = replacing_condition(cond, pairs)
             if made is None:
                 continue
@@ -276,10 +319,14 @@ def _predict(guards: Sequence[Installed]) -> Callable[..., Any]:
         percent = run.percent(sigma)
         beside = [(guard, guard.plan.beside) for guard in guards if guard.plan.beside is not None]
         executor = with_references(executor, beside, run, percent)
+        conds = [own and told_apart(own) for own in conds]
         prompts = {uuid for rows in run.acting.values() for uuid in rows}
         place = next((i for i, own in enumerate(conds) if own and {c.get("uuid") for c in own} & prompts), None)
-        asked = [[_edited(run, guards, c, percent) for c in own] if i == place else own for i, own in enumerate(conds)]
+        asked = [
+            [run.edits.edited(guards, c, percent) for c in own] if i == place else own for i, own in enumerate(conds)
+        ]
         if place is not None:
+            run.look_at(x, conds[place])
             executor = with_originals(executor, _bridged(run, guards, conds[place], percent))
             nudging = [(guard, guard.plan.nudge) for guard in guards if guard.plan.nudge is not None]
             x = run.nudged.look(executor, nudging, (model, asked[place], x, timestep, options), percent)
@@ -290,12 +337,12 @@ def _predict(guards: Sequence[Installed]) -> Callable[..., Any]:
         if not mixing:
             return executor(model, asked, x, timestep, options)
         extra: dict[tuple[Installed, str | None], Any] = {
-            (guard, prompt): run.guider.conds[_name(guard, prompt)] for guard in mixing for prompt in guard.plan.prompts
+            (guard, prompt): run.own(guard, prompt) for guard in mixing for prompt in guard.plan.prompts
         }
         for guard in mixing:
             if guard.plan.unedited:
                 others = [other for other in guards if other is not guard]
-                extra[guard, None] = [_edited(run, others, c, percent) for c in conds[0]]
+                extra[guard, None] = [run.edits.edited(others, c, percent) for c in conds[0]]
         said, unsaid, *seen = executor(model, [*asked, *extra.values()], x, timestep, options)
         found = dict(zip(extra, seen, strict=True))
         run.step_to(sigma)
@@ -316,10 +363,11 @@ def _bridged(run: _Run, guards: Sequence[Installed], said: Sequence[Any], percen
     """Parts that act where prompts are edited now, each with the prompt as it is without its own guard."""
     found = []
     for guard in guards:
-        rows = {c["uuid"]: holds for c in said if (holds := _holding(run, guard, c, percent))}
+        holding = {c["uuid"]: run.edits.holding(guard, c, percent) for c in said}
+        rows = {uuid: holds[SITES] for uuid, holds in holding.items() if SITES in holds}
         if guard.plan.skips is not None and rows:
             others = [other for other in guards if other is not guard]
-            originals = [_edited(run, others, c, percent) for c in said if c["uuid"] in rows]
+            originals = [run.edits.edited(others, c, percent) for c in said if c["uuid"] in rows]
             found.append(Bridged(guard.plan.skips, rows, originals))
     return found
 
@@ -328,66 +376,9 @@ def _mixes(run: _Run, guard: Installed, said: Sequence[Mapping[str, Any]], count
     """Whether a guard mixes the predictions of `count` pictures now."""
     if guard.plan.mix is None or not guard.plan.window.holds(percent) or not bool(run.rows(guard, count).any()):
         return False
-    return not guard.plan.unedited or any(_holding(run, guard, cond, percent) for cond in said)
+    return not guard.plan.unedited or any(run.edits.holding(guard, cond, percent) for cond in said)
 
 
 def _mix(guard: Installed, look: Look) -> tuple[Tensor, Tensor]:
     assert guard.plan.mix is not None
     return guard.plan.mix(look)
-
-
-def _edited(run: _Run, guards: Sequence[Installed], cond: Mapping[str, Any], percent: float) -> Mapping[str, Any]:
-    """A condition with its text features edited, or the very same where no guard edits them now."""
-    acting = []
-    for guard in guards:
-        holds = _holding(run, guard, cond, percent)
-        if guard.plan.text is not None and holds:
-            acting.append((guard, guard.plan.text, holds, cond.get(READINGS, {}).get(guard, [None])))
-    if not acting:
-        return cond
-    drawn, edits = cond, []
-    for entry in acting:
-        replaced = run.guider.conds.get(_name(entry[0], str(cond["uuid"])))
-        if replaced is None:
-            edits.append(entry)
-        else:
-            drawn = replaced[0]
-    given = drawn["model_conds"]
-    if not edits:
-        return {**cond, "model_conds": given}
-    key = (cond["uuid"], *((guard, holds) for guard, _, holds, _ in acting))
-    inner = given["c_crossattn"]
-    if key not in run.edited:
-        states = inner.cond
-        for _, part, holds, readings in edits:
-            states = _edit_rows(part, states, holds, readings, drawn["cross_attn"].shape[1])
-        run.edited[key] = states
-    return {**cond, "model_conds": {**given, "c_crossattn": inner._copy_with(run.edited[key])}}
-
-
-def _holding(run: _Run, guard: Installed, cond: Mapping[str, Any], percent: float) -> tuple[bool, ...]:
-    """Which rows of a condition a guard's text part edits now; empty where it edits none."""
-    part, rows = guard.plan.text, run.acting[guard].get(cond["uuid"])
-    if part is None or rows is None:
-        return ()
-    unread, readings = guard.plan.reader is not None, cond.get(READINGS, {}).get(guard, [None])
-    holds = [row and not (unread and own is None) and part.holds(own, percent) for row, own in _paired(rows, readings)]
-    return tuple(holds) if any(holds) else ()
-
-
-def _edit_rows(part: TextPart, states: Tensor, holds: Sequence[bool], readings: Sequence[Any], tokens: int) -> Tensor:
-    """Rows `[n, ..., d]` of a condition of so many tokens; some models have zeros put in front of them."""
-    rows, front = max(len(holds), len(states)), states.shape[1] % tokens if states.shape[1] > tokens else 0
-    states = states.expand(rows, -1, -1)
-    pairs = _paired(torch.tensor(holds), readings, rows)
-    found = [
-        torch.cat([row[:front], part.edit(row[front:], own)]) if acts else row
-        for row, (acts, own) in zip(states, pairs, strict=True)
-    ]
-    return torch.stack(found)
-
-
-def _paired(rows: Tensor, readings: Sequence[Any], count: int = 0) -> list[tuple[bool, Any]]:
-    """Rows and readings side by side, the shorter repeated."""
-    count = max(count, len(rows), len(readings))
-    return [(bool(rows[i % len(rows)]), readings[i % len(readings)]) for i in range(count)]

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from ...erasers.errors import FamilyError
 from ...erasers.learn.checkpoint import checkpointed
-from ...erasers.learn.space import COSMOS, EDM, EPS, FLOW, V, own_space
+from ...erasers.learn.space import COSMOS, EDM, EPS, FLOW, RAW_V, V, own_space
 from ...erasers.model import TextTower, Token
 from ...erasers.result import ContextOperator
 from ...erasers.sites import reading_weights
 from .conditioning import end_token, token_ids
 from .gradients import differentiable, spelled_out
 from .ordinary import make_ordinary
-from .patcher import HOOK, applied_erasers, effective_weight, hook_operator
+from .patcher import HOOK, applied_erasers, effective_weight, hook_operators
 from .runtime import progress
 from .sampling import READINGS, encode_prompt, latent_shape, prompts_at_once
 from .sites import HostSites, model_sites
@@ -42,6 +42,10 @@ _KINDS = {
     comfy.model_sampling.EPS: EPS,
 }
 """Classes after those that derive from them."""
+_RAW_V = getattr(comfy.model_sampling, "V_PREDICTION_DDPM", None)
+if _RAW_V is not None:
+    # Hosts before CogVideoX have none.
+    _KINDS[_RAW_V] = RAW_V
 _BATCH = 8
 """Pictures drawn at a time: few enough for the memory that one at full size leaves."""
 
@@ -127,9 +131,9 @@ class HostModel:
         cfg: float,
         seed: int,
         on_step: Callable[[int], None] | None = None,
-        operator: ContextOperator | None = None,
+        operators: Mapping[str, ContextOperator] | None = None,
     ) -> Tensor:
-        patcher = self.patcher if operator is None else hook_operator(self.patcher, self.found.family, operator)
+        patcher = hook_operators(self.patcher, self.found.family, operators) if operators else self.patcher
         noise = torch.randn(len(prompts), *self.latent_shape(), generator=torch.Generator().manual_seed(seed))
         against, found = encode_prompt(self.clip, ""), []
         batches = list(zip(_chunks(prompts), noise.split(_BATCH), strict=True))

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from ...erasers.errors import GuardError
 from ...erasers.learn.space import wide
@@ -25,6 +27,8 @@ from .acting import OVERRIDE, behind, feature_size
 from .ordinary import make_ordinary, ordinary
 
 _WATCHING = "lethe.nudging"
+_DEVICES = "multigpu_clones"
+"""The host's option for models on further devices."""
 _REDUCTION = 4
 """How many times smaller than the latents the features are, best, whose attention counts."""
 Read = Callable[[Any, UUID], Sequence[Words | None]]
@@ -99,9 +103,15 @@ class Nudged:
         if not any(words for cond in said for words in self.read(guard, cond["uuid"])):
             return None
         seen = _Watch()
-        told = {**options, "transformer_options": {**options.get("transformer_options", {}), _WATCHING: seen}}
-        with ordinary(model), torch.enable_grad():
-            make_ordinary(model)
+        # The host splits prompts over devices without gradients: here one device has them all.
+        told = {name: own for name, own in options.items() if name != _DEVICES}
+        told["transformer_options"] = {**options.get("transformer_options", {}), _WATCHING: seen}
+        nets = _control_nets(said)
+        # The host adds what control nets give in place, to features that gradients need as they were.
+        mutable = allow_mutation_on_saved_tensors() if nets else nullcontext()
+        with ordinary(model, *nets), torch.enable_grad(), mutable:
+            for module in (model, *nets):
+                make_ordinary(module)
             own = x.detach().clone().requires_grad_()
             executor(model, [said], own, timestep.clone(), told)
             loss = self._loss(guard, part, _chosen(seen.passed), len(x))
@@ -143,6 +153,12 @@ def watch(options: dict[str, Any]) -> None:
         return behind(func, before)(q, k, *args, **kwargs)
 
     options[OVERRIDE] = override
+
+
+def _control_nets(said: Sequence[Mapping[str, Any]]) -> list[nn.Module]:
+    """Those that conditions bring along; gradients pass them too."""
+    controls = [cond["control"] for cond in said if cond.get("control") is not None]
+    return [patcher.model for control in controls for patcher in control.get_models()]
 
 
 def _chosen(passed: Sequence[_Attention]) -> Sequence[_Attention]:

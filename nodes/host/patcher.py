@@ -74,10 +74,10 @@ def apply_to_model(model: ModelPatcher, eraser: Eraser, strength: float, form: s
     return clone
 
 
-def hook_operator(model: ModelPatcher, family: Family, operator: ContextOperator) -> ModelPatcher:
-    """A clone of `model` that draws with one more edit of its token features, for a look at it."""
+def hook_operators(model: ModelPatcher, family: Family, operators: Mapping[str, ContextOperator]) -> ModelPatcher:
+    """A clone of `model` that draws with more edits of its text features, by stream, for a look at them."""
     clone = model.clone()
-    _hook(clone, family, operator)
+    _hook(clone, family, operators)
     return clone
 
 
@@ -192,15 +192,15 @@ def _add(patcher: Any, patches: Mapping[str, Any], strength: float) -> None:
         raise FamilyError(f"The host refused to patch {sorted(refused)[0]}.", "Apply the eraser as a hook.")
 
 
-def _hook(model: ModelPatcher, family: Family, newest: ContextOperator | None = None) -> None:
+def _hook(model: ModelPatcher, family: Family, newest: Mapping[str, ContextOperator] | None = None) -> None:
     """Put the one wrapper of this pack on `model`, for the erasers it carries and `newest` before them."""
     hooked = [entry for entry in applied_erasers(model) if entry.form == HOOK]
     operators = {
         stream: [e.eraser.context[stream].scaled(e.strength) for e in hooked if stream in e.eraser.context]
         for stream in family.widths
     }
-    if newest is not None:
-        operators[family.stream].insert(0, newest)
+    for stream, operator in (newest or {}).items():
+        operators[stream].insert(0, operator)
     model.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
     if any(operators.values()):
         model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _edit_features(family, operators))

@@ -51,7 +51,7 @@ class ReadingClip(comfy.sd.CLIP):
             strands = self.strands.get(owner)
             if strands is None or not found:
                 return _chunks(tokens, keys or (first,))
-            return strands.of(self, tokens, found[0][0].shape[1])
+            return strands.of(self, tokens, {**found[0][1], "cross_attn": found[0][0]})
 
         readings = _readings(self, chunks_of)
         for _, extras in found:

@@ -16,8 +16,15 @@ import torch
 from torch import Tensor
 
 from ...erasers.errors import GuardError
+from .sampling import READINGS
 
 _KEPT = ("uuid", "model_conds")
+_ITS_PLACE = (
+    "area", "mask", "mask_strength", "set_area_to_bounds", "strength", "default",
+    "start_percent", "end_percent", "timestep_start", "timestep_end",
+    "attention_mask", READINGS,
+)  # fmt: skip
+"""What belongs to one prompt alone: where and when it is drawn, and its own words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +32,16 @@ class Replaced:
     """A reading that is another prompt: its CONDITIONING."""
 
     conditioning: Any
+
+
+def own_conditions(said: Sequence[Mapping[str, Any]], conditioning: Any) -> list[dict[str, Any]]:
+    """Conditions of a guard's own prompt, drawn all over the picture and in the company of the picture's first prompt.
+
+    What other nodes gave that prompt beside its text, such as control nets, hooks or an inpainting model's picture,
+    goes with this one too: else predictions would differ in it, and the guard would act on the difference.
+    """
+    shared = {name: value for name, value in said[0].items() if name not in _ITS_PLACE} if said else {}
+    return [{**shared, **own} for own in comfy.sampler_helpers.convert_cond(conditioning)]
 
 
 def replacing_condition(cond: Mapping[str, Any], pairs: Sequence[tuple[bool, Any]]) -> dict[str, Any] | None:

@@ -65,7 +65,7 @@ def rival(options: dict[str, Any], run: Sampling, parts: Sequence[Part], key: st
 
 def _acting(run: Sampling, guard: Any, part: Rivals, told: Mapping[str, Any], count: int) -> list[tuple[int, Words]]:
     """Rows of a batch that a part acts on now, each with its prompt's words."""
-    if not part.window.holds(run.percent(float(told["sigmas"].flatten()[0]))):
+    if not part.window.holds(run.moment(told)):
         return []
     each, found = count // len(told["uuids"]), list[tuple[int, Words]]()
     for chunk, uuid in enumerate(told["uuids"]):

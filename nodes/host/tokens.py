@@ -1,7 +1,8 @@
 """Where a prompt's own tokens stand among those the host makes of it: between special tokens, padding and templates.
 
 What a tokenizer and a template put around a prompt is what the empty prompt shares with one that says something. So a
-prompt's own tokens are those that the empty prompt lacks, whichever the encoder.
+prompt's own tokens are those that the empty prompt lacks, whichever the encoder. Where the host puts the empty prompt
+into another template, it is what two prompts of one word share.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 from ...erasers.errors import ConceptError
 from ...erasers.phrases import places_of
 
+_MARK = 1
+"""Tokens that different words may begin with alike, such as a blank."""
 _BRACKET = re.compile(r"(?<!\\)([()])")
 
 
@@ -27,6 +30,7 @@ class Frame:
         around: the tokens around a prompt, without padding.
         before: how many of them stand before a prompt's own.
         blank: what the host writes between them where the prompt is empty; most write nothing.
+        tail: how many tokens of the template stand behind the padding; their features do not reach the model.
     """
 
     key: str
@@ -34,6 +38,7 @@ class Frame:
     around: tuple[int, ...]
     before: int
     blank: tuple[int, ...] = ()
+    tail: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Chunk:
     """What one tokenizer makes of a prompt.
 
     Attributes:
-        ids: the tokens, padding and template included; -1 where a textual inversion puts a vector.
+        ids: the tokens, padding and template included but for what stands behind the padding; -1 where a
+            textual inversion puts a vector.
         start, stop: the prompt's own tokens among them; equal where it has none that the encoder knows.
         used: how many tokens stand before the padding.
     """
@@ -68,10 +74,19 @@ def tokenize(clip: Any, prompt: str) -> dict[str, Any]:
     Raises:
         ConceptError: the prompt is longer than one chunk.
     """
-    tokens = clip.tokenize(_BRACKET.sub(r"\\\1", prompt))
+    tokens = clip.tokenize(literal(clip, prompt))
     if any(len(chunks) != 1 for chunks in tokens.values()):
         raise ConceptError(f"'{prompt[:60]}...' is longer than one text chunk.", "Describe the concept in fewer words.")
     return tokens
+
+
+def literal(clip: Any, prompt: str) -> str:
+    """A prompt written so that the host takes its brackets as they stand; some tokenizers know no weights."""
+    if not _BRACKET.search(prompt):
+        return prompt
+    pairs = zip(clip.tokenize("(a)").values(), clip.tokenize("a").values(), strict=True)
+    weighs = any(token_ids(one[0]) == token_ids(other[0]) for one, other in pairs)
+    return _BRACKET.sub(r"\\\1", prompt) if weighs else prompt
 
 
 def token_ids(chunk: Sequence[Any]) -> tuple[int, ...]:
@@ -87,21 +102,29 @@ def tokenizer_of(clip: Any, key: str) -> Any:
 def frame_of(clip: Any, key: str) -> Frame:
     """What a tokenizer, named by the key of its tokens, puts around a prompt."""
     tokenizer = tokenizer_of(clip, key)
-    empty, one = (_unpadded(token_ids(clip.tokenize(text)[key][0]), tokenizer)[1] for text in ("", "a"))
-    before = _common(empty, one)
+    nothing, *said = (token_ids(clip.tokenize(text)[key][0]) for text in ("", "a", "b"))
+    tail = 0 if tokenizer.pad_left or tokenizer.pad_token not in nothing else nothing[::-1].index(tokenizer.pad_token)
+    empty, one, other = (_unpadded(ids[: len(ids) - tail], tokenizer)[1] for ids in (nothing, *said))
+    before, shared = _common(empty, one), _common(one, other)
+    if shared > before + _MARK:
+        behind = _common(one[:shared:-1], other[:shared:-1])
+        return Frame(key, tokenizer, one[:shared] + one[len(one) - behind :], shared, tail=tail)
     if len(empty) < len(one):
-        return Frame(key, tokenizer, empty, before)
+        return Frame(key, tokenizer, empty, before, tail=tail)
     upto = len(empty) - _common(empty[:before:-1], one[:before:-1])
-    return Frame(key, tokenizer, empty[:before] + empty[upto:], before, empty[before:upto])
+    return Frame(key, tokenizer, empty[:before] + empty[upto:], before, empty[before:upto], tail)
 
 
 def read_chunk(frame: Frame, tokens: Sequence[Any]) -> Chunk:
     """Find a prompt's own tokens among those the host made."""
-    ids = token_ids(tokens)
+    ids = token_ids(tokens)[: len(tokens) - frame.tail]
     left, own = _unpadded(ids, frame.tokenizer)
     start = min(frame.before, _common(own, frame.around))
     stop = start + max(len(own) - len(frame.around), 0)
-    if own[start:stop] == frame.blank or _is_unknown(frame.tokenizer.tokenizer, own[start:stop]):
+    if start < frame.before:
+        # Another template, which ends alike.
+        start = stop = len(own) - len(frame.around) + frame.before
+    elif own[start:stop] == frame.blank or _is_unknown(frame.tokenizer.tokenizer, own[start:stop]):
         stop = start
     return Chunk(ids, left + start, left + stop, left + len(own))
 
@@ -136,7 +159,9 @@ def phrase_places(clip: Any, frame: Frame, content: Sequence[int], phrase: str, 
         before, upto = read(text[:place]), read(text[: place + len(phrase)])
         shared = _common(upto, content)
         found = {(_common(before, content), shared + (shared < len(upto)))}
-    return [range(start, stop) for start, stop in sorted(found) if stop > start]
+    # A blank before a word may be a token of its own, which is not the phrase's.
+    inner = {(a, b) for a, b in found if not any((c, d) != (a, b) and a <= c and d <= b for c, d in found)}
+    return [range(start, stop) for start, stop in sorted(inner) if stop > start]
 
 
 def plain_text(frame: Frame, content: Sequence[int]) -> str:

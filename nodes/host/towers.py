@@ -16,12 +16,22 @@ from torch import Tensor, nn
 
 from ...erasers.errors import FamilyError
 from ...erasers.model import Strand, TextTower, Token
-from ...erasers.sites import Family
+from ...erasers.sites import Family, Further
 from ...erasers.task import Encode
 from .conditioning import stream_parts
 from .replacing import Replaced
 from .sampling import encode_prompt
-from .tokens import frame_of, phrase_places, plain_text, read_chunk, token_ids, token_key, tokenize, tokenizer_of
+from .tokens import (
+    frame_of,
+    literal,
+    phrase_places,
+    plain_text,
+    read_chunk,
+    token_ids,
+    token_key,
+    tokenize,
+    tokenizer_of,
+)
 
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|\s*[^\w\s]\s*")
@@ -115,8 +125,8 @@ class PromptTower(TextTower):
             yield found.states
 
     def features(self, contents: Sequence[Sequence[Token]]) -> Replaced:
-        escaped = re.sub(r"(?<!\\)([()])", r"\\\1", " ".join(filter(None, map(self._said, contents))))
-        return Replaced(encode_prompt(self.clip, escaped))
+        said = " ".join(filter(None, map(self._said, contents)))
+        return Replaced(encode_prompt(self.clip, literal(self.clip, said)))
 
     def _said(self, content: Sequence[Token]) -> str:
         return self.words.write([token for token in content if isinstance(token, int)])
@@ -124,30 +134,40 @@ class PromptTower(TextTower):
 
 @dataclass(frozen=True)
 class Strands:
-    """Tells readers the tokens of every encoder that the sites read.
+    """Tells readers the tokens of every encoder that the sites read, or of one whose features enter beside those.
 
     Attributes:
-        family: tells which those are.
+        family: tells which they are.
+        further: features of that one; None for those of the sites.
     """
 
     family: Family
+    further: Further | None = None
 
-    def of(self, clip: Any, tokens: Mapping[str, Any], rows: int) -> list[Strand]:
+    def of(self, clip: Any, tokens: Mapping[str, Any], given: Mapping[str, Any]) -> list[Strand]:
         """A prompt's strands, in the order of its features.
 
         Args:
             tokens: the host's tokens of the prompt, by tokenizer.
-            rows: how many features it has; the host cuts templates' heads off.
+            given: its features by the host's names, those of the sites as "cross_attn"; the host cuts templates' heads
+                off.
         """
-        parts, found = stream_parts(clip, self.family), []
+        beside = self.further
+        parts, states = (
+            (stream_parts(clip, self.family), given["cross_attn"])
+            if beside is None
+            else ([[beside.encoder]], given.get(beside.given))
+        )
+        if states is None:
+            return []
+        rows, found = states.shape[-2], []
         for part in parts:
-            chunks = tokens[token_key(part[-1])]
             frame = frame_of(clip, token_key(part[-1]))
-            cut = max(sum(map(len, chunks)) - rows, 0) if len(parts) == 1 else 0
-            for entries in chunks:
-                chunk = read_chunk(frame, entries)
+            chunks = [(entries, read_chunk(frame, entries)) for entries in tokens[token_key(part[-1])]]
+            cut = max(sum(len(chunk.ids) for _, chunk in chunks) - rows, 0) if len(parts) == 1 else 0
+            for entries, chunk in chunks:
                 own = range(max(chunk.start - cut, 0), max(chunk.stop - cut, 0))
-                found.append(Strand.of([token for token, *_ in entries][cut:], own, part[-1]))
+                found.append(Strand.of([token for token, *_ in entries][cut : len(chunk.ids)], own, part[-1]))
                 cut = 0
         return found
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from lethe.erasers.demo.making import GUARD, guard_names
 from lethe.erasers.errors import LetheError, SettingError
-from lethe.erasers.registry import method_named, methods
+from lethe.erasers.registry import guards, method_named, methods
 from lethe.erasers.spec import MethodSpec, Parameter
 
 SPEC = MethodSpec(
@@ -67,3 +68,9 @@ def test_errors_name_the_pack_and_not_a_path() -> None:
     for kind in LetheError.__subclasses__():
         assert kind.__module__ == "lethe"
         assert "Nothing was changed" in str(kind("Problem.", "Advice."))
+
+
+def test_guards_that_the_user_has_to_give_something_have_no_row_of_their_own() -> None:
+    asking = {name for name, guard in guards().items() if guard.spec.asks}
+    assert asking == {"attentive_eraser", "scaling"}
+    assert guard_names() == tuple(f"{GUARD}{name}" for name in guards() if name not in asking)

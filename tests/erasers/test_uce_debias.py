@@ -37,11 +37,11 @@ class Toy:
     def __init__(self) -> None:
         self.drawn = 0
 
-    def sample(self, prompts: list[str], steps: int, cfg: float, seed: int, operator: Any = None) -> Tensor:
+    def sample(self, prompts: list[str], steps: int, cfg: float, seed: int, operators: Any = None) -> Tensor:
         self.drawn += len(prompts)
         rows = torch.stack([prompt.states[1] for prompt in encode(prompts)])
         noise = torch.randn(len(prompts), WIDTH, generator=torch.Generator().manual_seed(seed)) * 0.5
-        return (rows if operator is None else operator.apply(rows)) + noise
+        return (operators["clip_l"].apply(rows) if operators else rows) + noise
 
     def embed_latents(self, latents: Tensor) -> Tensor:
         return latents[:, :2]
@@ -55,7 +55,7 @@ def _task(toy: Any, concept: Concept, sight: Any) -> Task:
 
 
 def _shares(operator: Any) -> Tensor:
-    drawn = Toy().sample(["doctor"] * 400, 1, 1.0, 99, operator)[:, :2]
+    drawn = Toy().sample(["doctor"] * 400, 1, 1.0, 99, operator and {"clip_l": operator})[:, :2]
     return torch.bincount(drawn.argmax(1), minlength=2) / 400
 
 

@@ -9,9 +9,28 @@ import tiny_models
 import torch
 from lethe.erasers.errors import FamilyError
 from lethe.erasers.registry import families
-from lethe.erasers.sites import NO, TRAINING, pooled_site
+from lethe.erasers.sites import pooled_site
 
 NAMES = sorted(tiny_models.PLANS)
+REFUSED = {
+    "Anima": "an adapter inside the model mixes text features with the ids of another tokenizer's tokens",
+    "HiDreamO1": "the model reads token ids, and is its own text encoder",
+    "Krea2": "text passes a transformer across twelve layers' features before any weight that all of them share",
+    "LTXAV": "text passes connectors of many layers, and becomes two prompts, for pictures and for sound",
+    "Lens": "the empty prompt has no features at all; its tokenizer comes with the checkpoint",
+    "MiniMaxH3": "draws pictures and sound as one; text is refined before the model is given it",
+    "PixelDiTT2I": "weights are renamed when a checkpoint is read, and a prompt keeps its last tokens alone",
+    "Stable_Cascade_B": "a decoder of the other stage, which reads pooled text alone",
+    "Stable_Cascade_C": "one of two models that are told the prompt one after the other",
+}
+"""Host classes that draw what a prompt says, and are no family's, with what is different about them."""
+OTHERS = {
+    *("StableAudio", "StableAudio3", "ACEStep", "ACEStep15"),
+    *("Hunyuan3Dv2", "Hunyuan3Dv2mini", "Hunyuan3Dv2_1", "TripoSplat", "Stable_Zero123", "SV3D_u", "SV3D_p"),
+    *("SVD_img2vid", "SD_X4Upscaler", "SeedVR2", "PiD"),
+    *("LotusD", "DepthAnything3", "RT_DETR_v4", "SAM3", "SAM31", "WAN21_FlowRVS"),
+}
+"""Those for sound, for solids, for pictures from pictures alone, and for what is seen in pictures."""
 
 
 def _found(model: Any) -> Any:
@@ -79,12 +98,7 @@ def test_a_reduced_model_is_recognised(comfy: Any, name: str) -> None:
     found, family = _found(model), families()[name]
     assert found.family.name == name
     assert all(bool(torch.isfinite(value).all()) for value in model.model.parameters())
-    if family.prediction:
-        assert HostModel(model, None).prediction() in family.prediction
-    else:
-        assert family.verdict(TRAINING).state == NO
-        with pytest.raises(FamilyError, match="cannot be trained"):
-            HostModel(model, None).prediction()
+    assert HostModel(model, None).prediction() in family.prediction
 
 
 def test_host_classes_are_there(comfy: Any) -> None:
@@ -92,6 +106,27 @@ def test_host_classes_are_there(comfy: Any) -> None:
 
     named = [host for family in families().values() for host in family.hosts]
     assert all(hasattr(comfy.supported_models, host) for host in named)
+
+
+def test_every_class_of_the_host_is_a_familys_or_known_to_be_none(comfy: Any) -> None:
+    import comfy.supported_models
+
+    ours = {host for family in families().values() for host in family.hosts}
+    assert {kind.__name__ for kind in comfy.supported_models.models} == ours | REFUSED.keys() | OTHERS
+    assert not ours & (REFUSED.keys() | OTHERS)
+
+
+@pytest.mark.parametrize("kind", sorted(REFUSED.keys() - {"Anima"}))
+def test_a_model_of_no_family_is_refused_with_what_is_supported(comfy: Any, kind: str) -> None:
+    import comfy.supported_models
+    from comfy.model_patcher import ModelPatcher
+
+    made = getattr(comfy.supported_models, kind)
+    config, cpu = made(dict(made.unet_config)), torch.device("cpu")
+    config.set_inference_dtype(torch.float16, None)
+    model = ModelPatcher(config.get_model({}, "", device=torch.device("meta")), cpu, cpu)
+    with pytest.raises(FamilyError, match=r"no text embedder that is known.*Supported families.*Stable Diffusion XL"):
+        _found(model)
 
 
 def test_a_relative_with_another_way_for_text_is_no_member(comfy: Any) -> None:

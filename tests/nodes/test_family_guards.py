@@ -22,21 +22,23 @@ PROMPT, OTHER, WORD = "a photo of a cat on a mat", "a tree", "cat"
 CONCEPTS = ConceptList(preserve=(OTHER, "a house")).with_concept(Concept(WORD, "dog"))
 SLOW = (
     "flux2_klein_4b",
+    "flux2_klein_9b",
     "chroma",
     "cosmos1",
     "hunyuan_video",
     "hunyuan_video15",
+    "longcat_image",
     "ltxv",
     "mochi",
     "sd2",
     "sdxl_refiner",
 )
-"""A text encoder of 28 layers; and relatives of families that are always run."""
+"""Relatives of families that are always run; a pooling of the text as wide as at full size."""
 NAMES = sorted(name for name, own in families().items() if own.verdict(GUARDS).state == TESTED and name != "demo")
 GLUED = ("hunyuan_video",)
 """The host's Llama tokenizer loses blanks between words with transformers 5: the word stands alone there."""
 WIDE = 768
-"""Text features up to which LEACE is fitted here, which takes minutes for the widest; its part acts on all."""
+"""Text features up to which LEACE is fitted here, to hundreds of encoded prompts; its part acts on all."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "sld": {"strength": "max"},
     "safree": {"adaptive": False, "alpha": 0.0},
@@ -84,6 +86,8 @@ def behind(name: str, guard: str, on: tuple[Any, Any] | None = None, **settings:
         task = replace(task, texts=fit._texts(clip, family, task.encode))
         if guard == "scaling":
             task = replace(task, pictures=torch.randn(1, *tiny_models.PLANS[name].latent))
+        if guard == "attentive_eraser":
+            task = replace(task, regions=torch.eye(8)[None])
         plan = chosen.plan(task, chosen.spec.settings({**SETTINGS.get(guard, {}), **settings}))
         return install(model, clip, chosen.spec.title, plan, None, family)
 

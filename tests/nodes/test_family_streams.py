@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,10 +73,37 @@ def spoken(name: str, stream: str, prompt: str) -> tuple[int, int]:
     return used - 1 - closing, read
 
 
+def moved(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
 def applied(operator: ContextOperator, rows: Tensor) -> Tensor:
     """`(I + M) x` in float64."""
     assert operator.down is not None and operator.up is not None
     return rows.double() + rows.double() @ operator.down.double().T @ operator.up.double().T
+
+
+def entering(name: str, model: Any, clip: Any, prompt: str = PROMPT) -> dict[str, Tensor]:
+    """Features of every stream as the first layer that reads them gets them, in one step."""
+    found: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for stream, layer in READ_BY[name].items():
+
+            def note(_: Any, given: Any, stream: str = stream) -> None:
+                found[stream] = given[0].clone()
+
+            stack.callback(model.model.diffusion_model.get_submodule(layer).register_forward_pre_hook(note).remove)
+        tiny_models.sample(name, model, clip, prompt)
+    return found
+
+
+def task_on(name: str, concepts: ConceptList = CONCEPTS) -> Any:
+    """A task on a family's model, as guards and methods get it."""
+    from lethe.nodes.host import fit
+
+    model, clip = tiny(name)
+    task = fit.task_of(model, clip, concepts)
+    return replace(task, texts=fit._texts(clip, families()[name], task.encode))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,19 +127,7 @@ def test_the_weights_see_their_own_stream_edited_and_no_other(comfy: Any, name: 
     model, clip = tiny(name)
     hooked, eraser = erased(name)
 
-    def seen(changed: Any) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        layers = {s: changed.model.diffusion_model.get_submodule(layer) for s, layer in READ_BY[name].items()}
-        handles = [
-            layer.register_forward_pre_hook(lambda _, args, stream=stream: found.update({stream: args[0].clone()}))
-            for stream, layer in layers.items()
-        ]
-        tiny_models.sample(name, changed, clip, PROMPT)
-        for handle in handles:
-            handle.remove()
-        return found
-
-    plain, edited = seen(model), seen(hooked)
+    plain, edited = entering(name, model, clip), entering(name, hooked, clip)
     for stream, before in plain.items():
         expected = applied(eraser.context[stream], before)
         assert torch.allclose(edited[stream].double(), expected, atol=1e-4 * float(before.abs().max())), stream
@@ -186,16 +203,103 @@ def test_a_lora_of_hidreams_eraser_holds_every_projection(comfy: Any) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_methods_and_guards_of_one_stream_are_refused(comfy: Any, name: str) -> None:
-    from lethe.nodes.erase import LetheErase
-    from lethe.nodes.guard import LetheGuard
+def test_leace_edits_each_stream_by_what_it_was_fitted_to(
+    comfy: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    import lethe.erasers.guards.leace as leace
+    from lethe.nodes.host.guarding import install
 
-    with torch.inference_mode():
-        for guard in ("leace", "t2i_zero"):
-            with pytest.raises(FamilyError, match="features it edits alone"):
-                LetheGuard.execute(*tiny(name), CONCEPTS, 0.0, guard={"guard": guard})
-        with pytest.raises(FamilyError, match="features it edits alone"):
-            LetheErase.execute(*tiny(name), CONCEPTS, 1.0, HOOK, False, method={"method": "uce_debias"})
+    fitted = leace.fitted
+    monkeypatch.setattr(leace, "fitted", lambda task, method, given: fitted(task, method, {**given, "samples": 4}))
+    with torch.inference_mode(False), torch.no_grad():
+        task = task_on(name)
+        plan = leace.GUARD.plan(task, leace.GUARD.spec.settings({"templates": "none"}))
+        guarded = install(*tiny(name), "leace", plan, None, families()[name])
+    operators = {own.family.stream: fitted(own, "leace", {"templates": "none", "samples": 4}) for own in task.further}
+    assert set(plan.further) == set(operators)
+    plain, found = entering(name, *tiny(name)), entering(name, *guarded)
+    for stream, before in plain.items():
+        assert moved(found[stream], before) > 1e-3
+        if stream in operators:
+            expected = operators[stream].apply(before)
+            assert torch.allclose(found[stream], expected, atol=1e-4 * float(before.abs().max())), stream
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_t2i_zero_corrects_a_names_tokens_in_each_stream_by_features_of_its_own(comfy: Any, name: str) -> None:
+    from lethe.erasers.guards.t2i_zero import GUARD, Corrected, corrected
+    from lethe.nodes.host.guarding import install
+
+    with torch.inference_mode(False), torch.no_grad():
+        task, settings = task_on(name), GUARD.spec.settings({})
+        plan = GUARD.plan(task, settings)
+        guarded = install(*tiny(name), "t2i_zero", plan, None, families()[name])
+    part = plan.text
+    assert isinstance(part, Corrected)
+    plain, found = entering(name, *tiny(name), CONCEPT), entering(name, *guarded, CONCEPT)
+    for own in (task, *task.further):
+        if own.family.stream in plain:
+            before, prompt = plain[own.family.stream].flatten(0, -2), own.encode([CONCEPT])[0]
+            rows = range(prompt.start, prompt.last + 1)
+            expected = corrected(before, list(rows), part.alpha, part.quantile, part.reach)
+            assert moved(expected[rows], before[rows]) > 0.1
+            after = found[own.family.stream].flatten(0, -2)
+            assert torch.allclose(after, expected, atol=1e-5 * float(before.abs().max()))
+    untouched = tiny_models.sample(name, *tiny(name), KEPT)
+    assert torch.equal(tiny_models.sample(name, *guarded, KEPT), untouched)
+
+
+class Leaning:
+    """Sees the first attribute alone in the first pictures it is shown, and both equally often in all others."""
+
+    def __init__(self) -> None:
+        self.shown = 0
+
+    def embed_latents(self, latents: Tensor) -> Tensor:
+        self.shown += 1
+        leans = torch.arange(len(latents)) % 2 if self.shown > 1 else torch.zeros(len(latents), dtype=torch.long)
+        return torch.eye(2)[leans]
+
+    def embed_text(self, prompts: list[str]) -> Tensor:
+        return torch.eye(2)[: len(prompts)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_debiasing_solves_every_stream_with_the_gains_of_pictures_drawn_with_all(
+    comfy: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from lethe.erasers.methods.uce_debias import METHOD
+    from lethe.erasers.streams import fit_streams
+    from lethe.nodes.host.model import HostModel
+
+    drawn: list[set[str]] = []
+
+    def sample(self: HostModel, prompts: list[str], *_: Any, operators: Any) -> Tensor:
+        drawn.append(set(operators))
+        return torch.zeros(len(prompts), 1)
+
+    monkeypatch.setattr(HostModel, "sample", sample)
+    with torch.inference_mode(False), torch.no_grad():
+        task = task_on(name, ConceptList().with_concept(Concept(CONCEPT, f"{TARGET}, {KEPT}")))
+        settings = METHOD.spec.settings({"pictures": 4, "rounds": 3, "step_size": 1.0})
+        eraser = fit_streams(METHOD, replace(task, sight=Leaning()), settings)
+    assert set(eraser.context) == {task.family.stream, *(own.family.stream for own in task.further)}
+    assert drawn == [set(eraser.context)] * 2
+    for stream, operator in eraser.context.items():
+        one, other = (states(name, stream, text)[spoken(name, stream, text)[0]] for text in (TARGET, KEPT))
+        assert operator.up is not None
+        up = operator.up.double()[:, 0]
+        assert torch.allclose(up, (other - one) / 2, atol=1e-5 * float(other.norm())), stream
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_look_at_operators_draws_with_those_of_every_stream(comfy: Any, name: str) -> None:
+    from lethe.nodes.host.patcher import hook_operators
+
+    (model, clip), (hooked, eraser) = tiny(name), erased(name)
+    found = hook_operators(model, families()[name], eraser.context)
+    expected = tiny_models.sample(name, hooked, clip, PROMPT)
+    assert torch.equal(tiny_models.sample(name, found, clip, PROMPT), expected)
 
 
 def test_rece_hardens_each_stream_by_the_weights_that_read_it(comfy: Any) -> None:

@@ -13,10 +13,12 @@ from lethe.erasers.algebra.tokens import select_pair, select_rows
 from lethe.erasers.errors import ConceptError
 from lethe.erasers.registry import families
 
-NAMES = sorted(name for name, plan in tiny_models.PLANS.items() if plan.clip and name != "flux2_klein_9b")
+NAMES = sorted(name for name in tiny_models.PLANS if name != "flux2_klein_9b")
 """Klein 9B differs from Klein 4B in its sizes alone."""
 LIGHT = [name for name in NAMES if name not in ("flux2_klein_4b", "ideogram4")]
 """Those that encode fast; the others' tokenizer is Z-Image's."""
+ANEW = ("boogu",)
+"""Those whose host puts the empty prompt into another template."""
 PHRASE = "Van Gogh"
 LATIN_ONLY = {"flux", "chroma", "cogvideox", "pixart", "ltxv", "cosmos1", "cosmos2", "hidream", "mochi"}
 """T5's vocabulary has no Chinese."""
@@ -81,7 +83,11 @@ def test_the_empty_prompt_has_no_own_tokens(encoders: Any, name: str) -> None:
     empty, one = encode(["", "cat"])
     for part, other in zip(_parts(empty), _parts(one), strict=True):
         assert part.start == part.last + 1
-        assert part.last == max(other.start - 1, 0)
+        place = max(other.start - 1, 0)
+        if name in ANEW:
+            assert part.last != place and part.ids[part.last] == other.ids[place]
+        else:
+            assert part.last == place
         assert other.start <= other.last
     with pytest.raises(ConceptError, match="no token"):
         select_pair("last", empty, one)

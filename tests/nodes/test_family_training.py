@@ -36,8 +36,8 @@ TRAINED = sorted(n for n, family in families().items() if family.verdict(TRAININ
 PROMPT = "a photo of a cat on a mat"
 CONCEPTS = ConceptList(preserve=("a tree",)).with_concept(Concept("cat", "dog"))
 STEPS = 3
-SLOW = ("flux2_klein_4b", "mochi")
-"""A text encoder of 28 layers; a pooling of the text as wide as at full size."""
+SLOW = ("flux2_klein_4b", "flux2_klein_9b", "mochi")
+"""Relatives of Flux 2, with prompts of 512 tokens; a pooling of the text as wide as at full size."""
 ESD = {"recipe": "esd", "templates": "none", "sampling_steps": 2, "trajectories": 2, "form": "low rank"}
 
 
@@ -59,7 +59,7 @@ def _another(model: Any, trained: Eraser) -> Eraser:
     width, site = found.family.width, found.sites[0]
     down = torch.randn(2, width, generator=made) / width**0.5
     if found.family.verdict(WEIGHTS).state == NO:
-        edit = WeightEdit(down=down, up=torch.randn(site.fan_out, 2, generator=made) * 0.1)
+        edit = WeightEdit(down=down, up=torch.randn(site.fan_out, 2, generator=made) * 0.3)
         return Eraser(recipe, adapters={site.name: edit})
     operator = ContextOperator(down=down, up=torch.randn(width, 2, generator=made) * 0.1)
     return Eraser(recipe, {found.family.stream: operator})
@@ -116,10 +116,10 @@ def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def _drawing(clip: Any, name: str, side: int = 0) -> Callable[[Any], Tensor]:
-    """Draws a latent of `PROMPT` with a model, in one step; of another size than its plan's with `side`."""
+    """Draws a latent of `PROMPT` with a model, in its plan's steps; of another size than its plan's with `side`."""
     import comfy.sample
 
-    shape = tiny_models.PLANS[name].latent
+    shape, steps = tiny_models.PLANS[name].latent, tiny_models.PLANS[name].steps
     shape = (*shape[:-2], side, side) if side else shape
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
@@ -129,7 +129,7 @@ def _drawing(clip: Any, name: str, side: int = 0) -> Callable[[Any], Tensor]:
         latent = torch.zeros_like(noise)
         with torch.inference_mode():
             return comfy.sample.sample(
-                model, noise, 1, 1.0, "euler", "normal", given, given, latent, disable_pbar=True, seed=3
+                model, noise, steps, 1.0, "euler", "normal", given, given, latent, disable_pbar=True, seed=3
             )
 
     return draw
@@ -165,9 +165,9 @@ def test_trained_adapters_stack_and_become_a_lora(comfy: Any, name: str) -> None
     assert torch.equal(draw(model), plain)
 
 
-@pytest.mark.parametrize("name", ["flux", "hunyuan_video", "ltxv", "cosmos2"])
+@pytest.mark.parametrize("name", ["flux", "hunyuan_video", "ltxv", "cosmos2", "ernie_image"])
 def test_gradients_are_those_of_the_loss_also_where_blocks_run_twice(comfy: Any, name: str) -> None:
-    """Blocks that compute in place, and a fused operation without gradients of its own."""
+    """Blocks that compute in place, and fused operations without gradients of their own."""
     from lethe.nodes.host.fit import task_of
 
     model, clip = tiny_models.tiny_model(name), tiny_models.tiny_clip(name)
@@ -201,6 +201,25 @@ def test_gradients_are_those_of_the_loss_also_where_blocks_run_twice(comfy: Any,
     assert slope == pytest.approx((there[0] - there[1]) / 0.04, rel=0.02)
     once, twice = (torch.cat([g.flatten() for g in own]) for own in gradient)
     assert _share(twice, once) < 1e-5
+
+
+def test_what_stands_for_a_fused_operation_computes_the_same(comfy: Any) -> None:
+    kitchen = pytest.importorskip("comfy_kitchen")
+    from lethe.nodes.host.gradients import normed_rope, rope
+
+    made = torch.Generator().manual_seed(2)
+    q, k = torch.randn(2, 2, 5, 3, 8, generator=made)
+    one_gain, other_gain = torch.randn(2, 8, generator=made)
+    angles = torch.randn(1, 5, 1, 4, generator=made)
+    turns = torch.stack([angles.cos(), -angles.sin(), angles.sin(), angles.cos()], -1).unflatten(-1, (2, 2))
+    for own, fused in (
+        (rope(q, k, turns), kitchen.apply_rope_split_half(q, k, turns)),
+        (
+            normed_rope(q, k, turns, one_gain, other_gain),
+            kitchen.rms_rope_split_half(q, k, turns, one_gain, other_gain),
+        ),
+    ):
+        assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(own, fused, strict=True))
 
 
 @pytest.mark.parametrize("name", sorted(tiny_models.PLANS))

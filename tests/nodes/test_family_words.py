@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,18 +28,26 @@ VALUES: dict[str, Sequence[tuple[str, int]]] = {
         (r"double_layers\.\d+\.attn\.w1v$", 0),
         (r"single_layers\.\d+\.attn\.w1v$", 0),
     ),
+    "boogu": ((r"\.instruct_to_v$", 0), (r"^single_stream_layers\.\d+\.attn\.to_v$", 0)),
     "chroma": FLUX,
+    "cogvideox": ((r"^blocks\.\d+\.v$", 0),),
     "cosmos1": ((r"blocks\.1\.block\.attn\.to_v\.0$", 0),),
     "cosmos2": ((r"cross_attn\.v_proj$", 0),),
     "flux": FLUX,
+    "flux2": FLUX,
     "flux2_klein_4b": FLUX,
+    "flux2_klein_9b": FLUX,
     "hunyuan_image": FLUX,
     "hunyuan_video": FLUX,
     "hunyuan_video15": FLUX,
+    "ideogram4": ((r"attention\.qkv$", 2),),
+    "joyimage": ((r"\.txt_attn_qkv$", 2),),
     "kandinsky5": ((r"\.cross_attention\.to_value$", 0),),
+    "longcat_image": FLUX,
     "ltxv": ((r"attn2\.to_v$", 0),),
     "lumina2": ((r"^layers\.\d+\.attention\.qkv$", 2),),
     "mage_flow": ((r"attn\.add_v_proj$", 0),),
+    "mochi": ((r"\.attn\.qkv_y$", 2),),
     "omnigen2": ((r"^layers\.\d+\.attn\.to_v$", 0),),
     "ovis_image": FLUX,
     "qwen_image": ((r"attn\.add_v_proj$", 0),),
@@ -53,10 +62,24 @@ VALUES: dict[str, Sequence[tuple[str, int]]] = {
 """Layers that make values of a prompt's tokens, and how many parts as wide stand before the values in their output."""
 FRONT = {"auraflow": 8}
 """Tokens of the model's own before the prompt's."""
+LONG = {"flux2": 512}
+"""Tokens that the host makes prompts as long as, by zeros in front of them."""
 GLUED = ("hunyuan_video",)
 """The host's Llama tokenizer loses blanks between words with transformers 5: the word stands alone there."""
-SLOW = ("flux2_klein_4b", "chroma", "cosmos1", "hunyuan_video", "hunyuan_video15", "ltxv", "sd2", "sdxl_refiner")
-"""A text encoder of 28 layers; and relatives of families that are always run."""
+SLOW = (
+    "flux2_klein_4b",
+    "flux2_klein_9b",
+    "chroma",
+    "cosmos1",
+    "hunyuan_video",
+    "hunyuan_video15",
+    "longcat_image",
+    "ltxv",
+    "mochi",
+    "sd2",
+    "sdxl_refiner",
+)
+"""Relatives of families that are always run."""
 
 
 def prompt_of(name: str) -> str:
@@ -84,6 +107,8 @@ def valueless(name: str) -> Iterator[None]:
     model, clip = tiny(name)
     rows = [row for place in phrase_rows(clip, families()[name], prompt_of(name), WORD) for row in place]
     assert rows
+    tokens = clip.encode_from_tokens(clip.tokenize(prompt_of(name))).shape[1]
+    front = FRONT.get(name, 0) + max(LONG.get(name, 0) - tokens, 0)
 
     def zeroing(parts: int) -> Any:
         def hook(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -91,7 +116,7 @@ def valueless(name: str) -> Iterator[None]:
             found, axis = output.clone(), 0 if name == "cosmos1" else 1
             width = module.in_features if parts else output.shape[-1]
             values = found.narrow(-1, parts * width, width)
-            values.index_fill_(axis, torch.tensor([FRONT.get(name, 0) + row for row in rows]), 0)
+            values.index_fill_(axis, torch.tensor([front + row for row in rows]), 0)
             return found
 
         return hook
@@ -139,6 +164,17 @@ def test_a_word_is_muted_in_every_step_where_the_text_looks_at_itself_too(comfy:
     assert torch.allclose(muted, expected, atol=1e-5 * float(plain.abs().max()))
 
 
+@pytest.mark.parametrize("name", ["cogvideox", "hunyuan_video", "mochi", "wan"])
+def test_a_word_is_muted_in_every_frame_of_a_video(comfy: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    plan = tiny_models.PLANS[name]
+    monkeypatch.setitem(tiny_models.PLANS, name, replace(plan, latent=(plan.latent[0], 3, *plan.latent[2:])))
+    plain, muted = draw(name, *tiny(name)), draw(name, *reweighted(name))
+    with valueless(name):
+        expected = draw(name, *tiny(name))
+    assert float((muted - plain).norm() / plain.norm()) > 1e-4
+    assert torch.allclose(muted, expected, atol=1e-5 * float(plain.abs().max()))
+
+
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "z_image", "qwen_image", "wan"])
 def test_the_negatives_rows_keep_their_bits(comfy: Any, name: str) -> None:
     def first(model: Any, clip: Any) -> list[Tensor]:
@@ -179,7 +215,7 @@ def test_a_renormalised_zero_leaves_the_token_out(comfy: Any, name: str) -> None
     assert torch.allclose(draw(name, *reweighted(name, f"{WORD}: 1", mode="renormalise")), plain, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["flux", "z_image", "wan"])
+@pytest.mark.parametrize("name", ["flux", "joyimage", "z_image", "wan"])
 def test_a_region_confines_a_word(comfy: Any, name: str) -> None:
     plain, muted = draw(name, *tiny(name)), draw(name, *reweighted(name))
     left = torch.zeros(1, 64, 64)
@@ -228,7 +264,7 @@ def test_a_word_has_a_place_in_every_part_of_the_features(comfy: Any) -> None:
 
 def test_what_cannot_be_reached_is_refused(comfy: Any) -> None:
     for name, family in families().items():
-        if family.verdict(WORDS).state == NO and tiny_models.PLANS[name].clip:
+        if family.verdict(WORDS).state == NO:
             with pytest.raises(FamilyError, match=re.escape(family.verdict(WORDS).why)):
                 reweighted(name)
     with pytest.raises(FamilyError, match="no UNet"):

@@ -31,8 +31,9 @@ def guarded(demo: Any, name: str, gate: float = 0.0, settings: dict[str, Any] | 
     chosen = {"guard": name, **FEWER.get(name, {}), **(settings or {})}
     pictured = A_PICTURE in guards()[name].spec.wants
     given = {"images": torch.full((1, 128, 128, 3), 0.5), "vae": demo_vae()} if pictured else {}
+    mask = torch.nn.functional.pad(torch.ones(1, 64, 64), (32, 32, 32, 32))
     with torch.inference_mode():
-        return LetheGuard.execute(demo[0], demo[1], BALL, gate, guard=chosen, **given).result
+        return LetheGuard.execute(demo[0], demo[1], BALL, gate, guard=chosen, mask=mask, **given).result
 
 
 def demo_vae() -> Any:

@@ -19,10 +19,12 @@ from family_encoders import (
     hunyuan_video15_clip,
     llm_sizes,
     t5_sizes,
+    with_mistral,
     with_vocabulary,
 )
 from host_configs import (
     AURA,
+    BOOGU,
     CHROMA,
     ERNIE,
     FLUX,
@@ -33,6 +35,7 @@ from host_configs import (
     JOYIMAGE,
     KLEIN_4B,
     KLEIN_9B,
+    LONGCAT,
     LUMINA2,
     MAGE_FLOW,
     OMNIGEN2,
@@ -74,7 +77,7 @@ class Plan:
         full: the true `unet_config`, as the host detects it from a checkpoint's tensors.
         tiny: what is reduced in it.
         latent: shape of a small latent without its batch.
-        clip: finds the host's `(tokenizer, model)` classes of the text encoders; None where it ships no tokenizer.
+        clip: finds the host's `(tokenizer, model)` classes of the text encoders.
         options: reduced configurations of the text encoders, as the host takes them.
         steps: after which the text shows in a picture; the first looks at noise too loud for it in some.
     """
@@ -83,7 +86,7 @@ class Plan:
     full: Mapping[str, Any]
     tiny: Mapping[str, Any]
     latent: tuple[int, ...]
-    clip: Callable[[], tuple[Any, Any]] | None = None
+    clip: Callable[[], tuple[Any, Any]]
     options: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 1
 
@@ -138,7 +141,22 @@ PLANS: dict[str, Plan] = {
         encoders_of("text_encoders.ovis", "OvisTokenizer", "te"),
         llm_sizes("qwen3_2b"),
     ),
-    "flux2": Plan("Flux2", FLUX2, SMALL_FLUX2, (128, 4, 4)),
+    "longcat_image": Plan(
+        "LongCatImage",
+        LONGCAT,
+        SMALL_FLUX,
+        (16, 8, 8),
+        encoders_of("text_encoders.longcat_image", "LongCatImageTokenizer", "te"),
+        llm_sizes("qwen25_7b"),
+    ),
+    "flux2": Plan(
+        "Flux2",
+        FLUX2,
+        SMALL_FLUX2,
+        (128, 4, 4),
+        with_mistral(encoders_of("text_encoders.flux", "Flux2Tokenizer", "flux2_te")),
+        llm_sizes("mistral3_24b", num_hidden_layers=31),
+    ),
     "flux2_klein_4b": Plan(
         "Flux2",
         KLEIN_4B,
@@ -279,6 +297,15 @@ PLANS: dict[str, Plan] = {
         encoders_of("text_encoders.omnigen2", "Omnigen2Tokenizer", "te"),
         llm_sizes("qwen25_3b"),
     ),
+    "boogu": Plan(
+        "Boogu",
+        BOOGU,
+        {"axes_dim_rope": [8, 12, 12], "hidden_size": 64, "num_attention_heads": 2, "num_kv_heads": 1}
+        | {"num_layers": 1, "num_double_stream_layers": 1, "num_refiner_layers": 1},
+        (16, 8, 8),
+        encoders_of("text_encoders.boogu", "BooguTokenizer", "te"),
+        llm_sizes("qwen3vl_8b"),
+    ),
     "kandinsky5": Plan(
         "Kandinsky5",
         KANDINSKY,
@@ -348,6 +375,8 @@ PLANS: dict[str, Plan] = {
             "rope_axes_dim": (8, 12, 12),
         },
         (128, 4, 4),
+        with_mistral(encoders_of("text_encoders.ernie", "ErnieTokenizer", "te")),
+        llm_sizes("ministral3_3b"),
     ),
     "ideogram4": Plan(
         "Ideogram4",

@@ -79,6 +79,15 @@ OVIS = {
     "yak_mlp": True,
     "txt_norm": True,
 }
+LONGCAT = {
+    **FLUX,
+    "context_in_dim": 3584,
+    "vec_in_dim": None,
+    "txt_ids_dims": [1, 2],
+    "depth": 10,
+    "depth_single_blocks": 20,
+    "guidance_embed": False,
+}
 FLUX2 = {
     "image_model": "flux2",
     "axes_dim": [32, 32, 32, 32],
@@ -241,6 +250,14 @@ OMNIGEN2 = {
     "patch_size": 2,
     "text_feat_dim": 2048,
     "timestep_scale": 1000.0,
+}
+BOOGU = {
+    "image_model": "boogu",
+    "hidden_size": 3360,
+    "num_layers": 32,
+    "num_double_stream_layers": 8,
+    "num_refiner_layers": 2,
+    "instruction_feat_dim": 4096,
 }
 MAGE_FLOW = {"image_model": "mage_flow", "in_channels": 128, "num_layers": 12}
 JOYIMAGE = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class WordModel(ToyModel):
 
     def sample(
         self, prompts: list[str], steps: int, cfg: float, seed: int,
-        on_step: Callable[[int], None] | None = None, operator: ContextOperator | None = None,
+        on_step: Callable[[int], None] | None = None, operators: Mapping[str, ContextOperator] | None = None,
     ) -> Tensor:  # fmt: skip
         self.predictions += 2 * steps * len(prompts)
         with torch.no_grad():

@@ -103,7 +103,7 @@ class ToyModel:
         cfg: float,
         seed: int,
         on_step: Callable[[int], None] | None = None,
-        operator: ContextOperator | None = None,
+        operators: Mapping[str, ContextOperator] | None = None,
     ) -> Tensor:
         """A latent is what the denoiser sees in nothing, with a little noise."""
         self.sampled.append(prompts)

@@ -75,6 +75,53 @@ def test_one_of_another_program_steers_by_the_papers_formula(
         assert torch.allclose(own.vector[place].double(), expected, atol=1e-4)
 
 
+FOREIGN: dict[str, Callable[[Parts], Parts]] = {
+    "OpenAI": lambda p: {
+        "encoder.weight": p["encoder"],
+        "latent_bias": p["bias"],
+        "decoder.weight": p["decoder"],
+        "pre_bias": p["centre"],
+        "stats_last_nonzero": torch.zeros(6, dtype=torch.long),
+    },
+    "sparsify": lambda p: {
+        "encoder.weight": p["encoder"],
+        "encoder.bias": p["bias"],
+        "W_dec": p["decoder"].T.contiguous(),
+        "b_dec": p["centre"],
+    },
+    "SAELens": lambda p: {
+        "W_enc": p["encoder"].T.contiguous(),
+        "b_enc": p["bias"],
+        "W_dec": p["decoder"].T.contiguous(),
+        "b_dec": p["centre"],
+    },
+}
+
+
+@pytest.mark.parametrize("program", FOREIGN)
+def test_other_programs_names_are_the_same_autoencoder(model: ToyModel, tmp_path: Path, program: str) -> None:
+    own, theirs = tmp_path / "own.safetensors", tmp_path / "theirs.safetensors"
+    save_file(by_hand(), own)
+    save_file(FOREIGN[program](by_hand()), theirs)
+    for latents in ("all", "kept"):
+        found, wanted = (part(model, path, latents=latents, k=2, depth=0.0) for path in (theirs, own))
+        assert torch.equal(found.vector, wanted.vector) and bool(found.vector.any())
+    more = part(model, theirs, latents="kept", k=5, depth=0.0)
+    assert not torch.equal(more.vector, part(model, own, latents="kept", k=5, depth=0.0).vector)
+
+
+@pytest.mark.parametrize("program", FOREIGN)
+def test_other_programs_files_that_do_not_fit_are_refused(model: ToyModel, tmp_path: Path, program: str) -> None:
+    path = tmp_path / "theirs.safetensors"
+    parts = FOREIGN[program](by_hand())
+    save_file({**parts, "threshold": torch.ones(6)}, path)
+    with pytest.raises(EraserFileError, match=r"theirs\.safetensors.*is missing"):
+        part(model, path)
+    save_file({name: x[..., :5].contiguous() for name, x in parts.items()}, path)
+    with pytest.raises(EraserFileError, match=r"theirs\.safetensors.*has shape"):
+        part(model, path)
+
+
 def test_the_layer_is_the_files_where_it_tells_it(model: ToyModel, tmp_path: Path) -> None:
     layers = [model.text.get_submodule(name) for name in steerers.layers_of(model.text)]
     save_file(by_hand(), tmp_path / "any.safetensors")

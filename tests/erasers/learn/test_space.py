@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lethe.erasers.learn.space import COSMOS, EDM, EPS, FLOW, V, denoised_from, mixed, own_space
+from lethe.erasers.learn.space import COSMOS, EDM, EPS, FLOW, RAW_V, V, denoised_from, mixed, own_space
 
 
 def _draw() -> list[torch.Tensor]:
@@ -15,14 +15,14 @@ def _draw() -> list[torch.Tensor]:
 SIGMA = torch.tensor([0.1, 0.7, 0.9], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kind", [EPS, V, FLOW, EDM, COSMOS])
+@pytest.mark.parametrize("kind", [EPS, V, FLOW, EDM, COSMOS, RAW_V])
 def test_there_and_back(kind: str) -> None:
     x, denoised, *_ = _draw()
     own = own_space(kind, x, SIGMA, denoised)
     assert torch.allclose(denoised_from(kind, x, SIGMA, own), denoised, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [EPS, V, FLOW, EDM, COSMOS])
+@pytest.mark.parametrize("kind", [EPS, V, FLOW, EDM, COSMOS, RAW_V])
 def test_a_target_whose_weights_sum_to_one_is_the_same_in_every_space(kind: str) -> None:
     x, *denoised = _draw()
     weights = (2.0, -3.0, 2.0)
@@ -38,6 +38,7 @@ def test_the_true_prediction_is_the_noise_the_velocity_or_the_difference() -> No
     assert torch.allclose(own_space(EPS, x, SIGMA, clean), noise, atol=1e-12)
     a = 1 / (1 + s**2).sqrt()
     assert torch.allclose(own_space(V, x, SIGMA, clean), a * noise - s * a * clean, atol=1e-12)
+    assert torch.allclose(own_space(RAW_V, a * x, SIGMA, clean), a * noise - s * a * clean, atol=1e-12)
     assert torch.allclose(own_space(FLOW, mixed(FLOW, clean, noise, SIGMA), SIGMA, clean), noise - clean, atol=1e-12)
     assert torch.allclose(
         own_space(COSMOS, mixed(COSMOS, clean, noise, SIGMA), SIGMA, clean), noise - clean, atol=1e-12

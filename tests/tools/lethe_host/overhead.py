@@ -1,18 +1,21 @@
 """What guards cost while a picture is drawn in ComfyUI: on the demo model and on a full-size one of random weights.
 
 `python -m lethe_host.overhead [GUARD ...] [--model demo|sd1] [--steps 8] [--repeats 5] [--side 32]`. Every round draws
-once without and once with each guard, in turn, so that a busy machine slows them alike; what is printed are medians of
-each round's ratio, and the time that the node itself takes once.
+once without and once with each guard, in turn, on one thread; what is printed compares the least of the process's own
+seconds, which a busy machine can only make more, and tells the most memory that a drawing took beside the model's, and
+the time that the node itself takes once. The same without a guard, drawn twice, tells how far ratios can be trusted.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
-import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +23,26 @@ from .install import Host
 
 PROMPT = "a large red ball, flat style, on paper"
 WORDS = "reweight"
-PLAIN = "plain"
+PLAIN, AGAIN = "plain", "plain, again"
+PARTS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "safree, reattention": ("safree", {"reattention": True, "adaptive": False, "alpha": 0.0}),
+    "safree, all steps": ("safree", {"adaptive": False, "alpha": 0.0}),
+    "t2i_zero, suppression": ("t2i_zero", {"suppression": 1.0}),
+}
+"""Guards with a second part, or with an edit that acts at every step whatever the prompt."""
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_NOW, _MOST = "VmRSS", "VmHWM"
+
+
+@dataclass
+class Drawn:
+    """A guarded model and its text encoder, the seconds that the node took, and what each drawing took."""
+
+    model: Any
+    clip: Any
+    once: float
+    seconds: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
 
 
 def main() -> None:
@@ -34,24 +56,24 @@ def main() -> None:
     _start_host()
     import torch
 
+    torch.set_num_threads(1)
     with torch.inference_mode():
         model, clip = _demo() if options.model == "demo" else _stable_diffusion()
-        drawn = {PLAIN: (model, clip, 0.0)} | {
-            name: _guarded(model, clip, name) for name in options.guards or _all_guards()
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in drawn}
+        runs = {PLAIN: Drawn(model, clip, 0.0), AGAIN: Drawn(model, clip, 0.0)}
+        runs |= {name: _guarded(model, clip, name, options.side) for name in options.guards or _all_guards()}
         for _ in range(options.repeats + 1):
-            for name, (guarded, encoder, _once) in drawn.items():
-                seconds[name].append(_draw(guarded, encoder, options))
-    print(
-        f"{options.model}, {options.steps} steps, latents of {options.side}, CFG 4, {torch.get_num_threads()} threads:"
-    )
-    plain = seconds.pop(PLAIN)[1:]
-    print(f"  {statistics.median(plain) / options.steps * 1000:.0f} ms a step without a guard")
-    for name, own in seconds.items():
-        # The first round warms up.
-        ratio = statistics.median(mine / base for mine, base in zip(own[1:], plain, strict=True))
-        print(f"  {name}: {100 * (ratio - 1):+.1f} % of sampling, {drawn[name][2] * 1000:.0f} ms once", flush=True)
+            for run in runs.values():
+                _draw(run, options)
+    print(f"{options.model}, {options.steps} steps, latents of {options.side}, CFG 4, one thread:")
+    plain = runs.pop(PLAIN)
+    # The first round warms up.
+    least = min(plain.seconds[1:])
+    print(f"  {least / options.steps * 1000:.0f} ms a step without a guard, {max(plain.memory[1:]) >> 20} MiB")
+    for name, run in runs.items():
+        ratio, memory = min(run.seconds[1:]) / least, max(run.memory[1:]) >> 20
+        print(
+            f"  {name}: {100 * (ratio - 1):+.1f} % of sampling, {memory} MiB, {run.once * 1000:.0f} ms once", flush=True
+        )
 
 
 def _start_host() -> None:
@@ -68,33 +90,66 @@ def _start_host() -> None:
 
 def _all_guards() -> list[str]:
     from lethe.erasers.registry import guards
-    from lethe.erasers.sites import A_PICTURE
 
-    return [*(name for name, guard in guards().items() if A_PICTURE not in guard.spec.wants), WORDS]
+    return [*guards(), *PARTS, WORDS]
 
 
-def _guarded(model: Any, clip: Any, name: str) -> tuple[Any, Any, float]:
+class _Flat:
+    """In the place of an autoencoder: pictures are all alike."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def encode(self, pixels: Any) -> Any:
+        return pixels.new_zeros(len(pixels), 4, self.side, self.side)
+
+
+def _guarded(model: Any, clip: Any, name: str, side: int) -> Drawn:
+    import torch
     from lethe.erasers.concepts import Concept, ConceptList
+    from lethe.erasers.registry import guard_named
+    from lethe.erasers.sites import A_PICTURE
     from lethe.nodes.attention import LetheAttention
     from lethe.nodes.guard import LetheGuard
 
-    started = time.perf_counter()
+    started = time.process_time()
     if name == WORDS:
         found = LetheAttention.execute(model, clip, "ball: 0.2", 0.5, 0.0, 1.0, "all", "scale").result
     else:
+        guard, settings = PARTS.get(name, (name, {}))
         concepts = ConceptList(preserve=("a red tree", "a blue box", "a fish")).with_concept(Concept("ball", "box"))
-        found = LetheGuard.execute(model, clip, concepts, 0.0, guard={"guard": name}).result
-    return found[0], found[1], time.perf_counter() - started
+        given: dict[str, Any] = {"vae": _Flat(side), "mask": torch.nn.functional.pad(torch.ones(1, 2, 2), (1, 1, 1, 1))}
+        if A_PICTURE in guard_named(guard).spec.wants or guard == "negtome":
+            given["images"] = torch.zeros(1, 8 * side, 8 * side, 3)
+        found = LetheGuard.execute(model, clip, concepts, 0.0, guard={"guard": guard, **settings}, **given).result
+    return Drawn(found[0], found[1], time.process_time() - started)
 
 
-def _draw(model: Any, clip: Any, options: argparse.Namespace) -> float:
-    """Seconds of a sampling; the prompts are encoded before."""
+def _draw(run: Drawn, options: argparse.Namespace) -> None:
+    """One sampling; the prompts are encoded before."""
     nodes: Any = importlib.import_module("nodes")
-    positive, negative = (nodes.CLIPTextEncode().encode(clip, prompt)[0] for prompt in (PROMPT, ""))
+    positive, negative = (nodes.CLIPTextEncode().encode(run.clip, prompt)[0] for prompt in (PROMPT, ""))
     latent = nodes.EmptyLatentImage().generate(8 * options.side, 8 * options.side, 1)[0]
-    started = time.perf_counter()
-    nodes.KSampler().sample(model, 3, options.steps, 4.0, "ddim", "normal", positive, negative, latent)
-    return time.perf_counter() - started
+    _forget()
+    before, started = _memory(_NOW), time.process_time()
+    nodes.KSampler().sample(run.model, 3, options.steps, 4.0, "ddim", "normal", positive, negative, latent)
+    run.seconds.append(time.process_time() - started)
+    run.memory.append(_memory(_MOST) - before)
+
+
+def _memory(kind: str) -> int:
+    """Bytes that the process holds now, or the most since `_forget`; 0 where the system does not tell."""
+    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(kind)), 0)
+
+
+def _forget() -> None:
+    """Give back what was freed, and count the most memory anew."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+    if _CLEAR.exists():
+        _CLEAR.write_text("5")
 
 
 def _demo() -> tuple[Any, Any]:
