@@ -23,6 +23,7 @@ class AntiEdit:
         eta: how far the empty prompt leans towards the concept.
         correction: how far from the anchors; it is not divided by their number.
         anchors: their roles.
+        concept: the concept's own.
         alike: whether w_j is an anchor's likeness to the concept; otherwise 1.
         at: name of the latents.
         weight: factor in the loss.
@@ -33,16 +34,17 @@ class AntiEdit:
     correction: float
     anchors: tuple[str, ...]
     alike: bool = False
+    concept: str = CONCEPT
     at: str = MAIN
     weight: float = 1.0
     aim: str = ERASE
 
     def asks(self) -> Sequence[Ask]:
-        return [Ask(STUDENT, NULL, self.at), *(Ask(TEACHER, r, self.at) for r in (NULL, CONCEPT, *self.anchors))]
+        return [Ask(STUDENT, NULL, self.at), *(Ask(TEACHER, r, self.at) for r in (NULL, self.concept, *self.anchors))]
 
     def loss(self, run: Run, moment: Moment, seen: Mapping[Ask, Tensor]) -> Tensor:
         null = seen[Ask(TEACHER, NULL, self.at)]
-        target = null + self.eta * (seen[Ask(TEACHER, CONCEPT, self.at)] - null)
+        target = null + self.eta * (seen[Ask(TEACHER, self.concept, self.at)] - null)
         for role in self.anchors:
             towards = seen[Ask(TEACHER, role, self.at)] - null
             target = target - self.correction * wide(self._weights(run, moment, role), towards) * towards
@@ -55,6 +57,6 @@ class AntiEdit:
         if not self.alike:
             return torch.ones(len(latents.x))
         null, own, other = (
-            run.of_role(Ask(TEACHER, r, self.at), latents).states.flatten(1) for r in (NULL, CONCEPT, role)
+            run.of_role(Ask(TEACHER, r, self.at), latents).states.flatten(1) for r in (NULL, self.concept, role)
         )
         return functional.cosine_similarity(own - null, other - null).clamp_min(0)

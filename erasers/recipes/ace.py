@@ -1,8 +1,9 @@
 """ACE, Anti-Editing Concept Erasure (Wang et al., 2025, arXiv 2501.01633).
 
-With D(p) = T(p) - T(null), and m anchors a drawn from the preserved prompts at each step:
+With D(p) = T(p) - T(null), the concept's bare name n, a sentence c with it, and m anchors a drawn from the preserved
+prompts at each step:
 
-    L_null = mse(S(null), T(null) + eta D(c) - eta sum_j w_j D(a_j))
+    L_null = mse(S(null), T(null) + eta D(n) - eta sum_j w_j D(a_j))
     L_cond = mse(S(c), T(null) - eta D(c))
     L_keep = mse(S(a_j), T(a_j))
     L      = (1 - p) [q L_null + (1 - q) L_cond] + p L_keep
@@ -11,23 +12,27 @@ Guided sampling subtracts the empty prompt's prediction. So that prediction move
 leads away from it, for prompts that do not name it too, as those of an editor. The anchors are a stochastic
 correction; without them every prompt would be led away from all that is like the concept.
 
-Differs from the official program: latents are at the very level that the model is told, come from the untouched model
-and are used again (`latents` tells otherwise); weights w_j by likeness are taken from text features, there from
-pictures; anchors are drawn independently, so that two of a step may be the same. The extra term on latents of the
-anchors is not here. The eraser has to act on both sides of the guidance, and does nothing where there is none.
+Differs from the official program: beside the bare name, which it has for c as well, sentences are trained
+(`templates`); latents are at the very level that the model is told, come from the untouched model and are used again
+(`latents` tells otherwise); weights w_j by likeness are taken from text features, there from pictures; anchors are
+drawn independently, so that two of a step may be the same; q is the program's own default, not its published command's
+0.99 (`null_share`). The extra term on latents of the anchors is not here. The eraser has to act on both sides of the
+guidance, and does nothing where there is none.
 Official code read, not copied: 120L020904/ACE (no licence).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from ..algebra.context import TEMPLATES
 from ..errors import ConceptError
 from ..learn import settings as shared
 from ..learn.anti_edit import AntiEdit
 from ..learn.drawn import Drawn, drawn_roles
 from ..learn.low_rank import LowRank
-from ..learn.moment import ANCHOR
+from ..learn.moment import ANCHOR, CONCEPT, Scene
+from ..learn.places import NAME
 from ..learn.plan import Plan, Schedule
 from ..learn.regress import negative_guidance, same
 from ..learn.scenes import concept_scenes, held_prompts
@@ -65,9 +70,9 @@ class ACE:
             ),
             Parameter(
                 "null_share",
-                0.99,
+                0.8,
                 "Share of the empty prompt in the rest of the loss, 0 to 1; what is left is the concept's own. Start "
-                "at 0.99, as published.",
+                "at 0.8, the official program's own default; its published command has 0.99.",
             ),
             Parameter(
                 "anchors",
@@ -86,10 +91,10 @@ class ACE:
         ),
     )
     schedule = Schedule(steps=1500, rate=1e-3, rank=4)
-    small = Schedule(steps=150, rate=3e-3, batch=4, rank=4)
+    small = Schedule(steps=300, rate=6e-3, batch=4, rank=4)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
-        scenes = concept_scenes(task, str(settings["templates"]))
+        scenes = _scenes(task, TEMPLATES[str(settings["templates"])])
         prompts = tuple(prompt for prompt in held_prompts(task) if prompt)
         if not prompts:
             raise ConceptError(
@@ -102,12 +107,22 @@ class ACE:
             parameters=LowRank(str(settings["sites"])),
             sources=(shared.rollout_of(settings, scenes),),
             terms=(
-                AntiEdit(eta, eta, against, settings["correction"] == ALIKE, weight=(1 - p) * q),
+                AntiEdit(eta, eta, against, settings["correction"] == ALIKE, NAME, weight=(1 - p) * q),
                 negative_guidance(eta, weight=(1 - p) * (1 - q)),
                 *(same(role, p / len(roles)) for role in roles),
             ),
             makers={role: Drawn(prompts) for role in roles},
         )
+
+
+def _scenes(task: Task, frames: Sequence[str]) -> tuple[Scene, ...]:
+    """Every name of every concept in every frame, beside the bare name and its bare replacement.
+
+    The empty prompt leans towards the bare name, whose prediction is the concept's alone: a sentence's is that of its
+    other words as well, of which each sentence has others.
+    """
+    named = concept_scenes(task, "none")
+    return tuple({**own, NAME: own[CONCEPT], CONCEPT: frame.format(own[CONCEPT])} for own in named for frame in frames)
 
 
 RECIPE = ACE()

@@ -36,6 +36,9 @@ def test_at_the_start_the_loss_is_the_lean_itself() -> None:
         assert _loss(run, moment, AntiEdit(3.0, 0.0, ())) == pytest.approx(
             9 * distance(run, moment, CONCEPT), rel=EXACT
         )
+        assert _loss(run, moment, AntiEdit(3.0, 0.0, (), concept=ANCHOR)) == pytest.approx(
+            9 * distance(run, moment, ANCHOR), rel=EXACT
+        )
         assert _loss(run, moment, AntiEdit(0.0, 0.0, (ANCHOR,))) == pytest.approx(0.0, abs=1e-10)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lethe.erasers.algebra.context import TEMPLATES
 from lethe.erasers.algebra.hooks import gradients
 from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.errors import ConceptError
@@ -38,7 +39,29 @@ def test_the_correction_by_the_replacement() -> None:
         run.make(moment)
         null = run.losses(moment)[0]
         # eta D(concept) - eta D(replacement): the empty prompt itself falls out.
-        assert float(null) == pytest.approx(0.2 * 0.99 * 9 * distance(run, moment, CONCEPT, ANCHOR), rel=1e-3)
+        assert float(null) == pytest.approx(0.2 * 0.8 * 9 * distance(run, moment, CONCEPT, ANCHOR), rel=1e-3)
+
+
+@pytest.mark.parametrize(("correction", "away"), [("even", ""), ("replacement", "box")])
+def test_in_sentences_the_empty_prompt_leans_towards_the_bare_name(correction: str, away: str) -> None:
+    task = tiny_task(ConceptList((Concept("ball", "box"),), preserve=("tree",)))
+    settings = {"templates": "object", "correction": correction, "sampling_steps": 6}
+    run = run_of(job_of("ace", task, settings, batch=3), task)
+    with torch.no_grad(), run.active():
+        moment = run.draw()
+        latents = moment["x"]
+        sentences = {scene[CONCEPT] for scene in latents.scenes}
+        assert {"ball"} < sentences | {"ball"} <= {frame.format("ball") for frame in TEMPLATES["object"]}
+        run.make(moment)
+        null, concept, other, kept = (
+            run.teacher(latents, run.features([prompt] * 3)) for prompt in ("", "ball", away, "tree")
+        )
+        lean = 3 * (concept - null) - (3 * (other - null) if away else 2 * 3 * (kept - null))
+        found, own, *_ = run.losses(moment)
+        weight = (1 - 0.8) * 0.8
+        assert float(found) == pytest.approx(weight * float(lean.square().mean()), rel=1e-4)
+        # The concept's own loss stays the sentence's.
+        assert float(own) == pytest.approx((1 - 0.8) * 0.2 * 16 * distance(run, moment, CONCEPT), rel=1e-4)
 
 
 def test_prompts_to_keep_are_needed() -> None:
