@@ -166,7 +166,7 @@ def _run_look(client: Client, prompt: dict[str, Any], folder: Path, name: str) -
 
     look_id = _first(prompt, "LetheLook")
     if look_id is None:
-        raise ConvertError(f"{name} has none of the nodes 'Before / After', 'Report' and 'See Where Words Look'")
+        return _run_saved(client, prompt, folder, name)
     started = time.perf_counter()
     shown = client.run(prompt)[look_id]["images"]
     seconds = time.perf_counter() - started
@@ -176,6 +176,20 @@ def _run_look(client: Client, prompt: dict[str, Any], folder: Path, name: str) -
     for index, own in enumerate(maps):
         grid.paste(own, (index % columns * width, index // columns * height))
     grid.save(folder / f"{name}.png")
+    return {"seconds": round(seconds, 1), "grid": f"{name}.png", "erased": [], "rows": []}
+
+
+def _run_saved(client: Client, prompt: dict[str, Any], folder: Path, name: str) -> dict[str, Any]:
+    """Run a workflow that only saves a picture: that is what it leaves."""
+    save_id = _first(prompt, "SaveImage")
+    if save_id is None:
+        raise ConvertError(
+            f"{name} shows nothing: no 'Before / After', 'Report', 'See Where Words Look' or 'Save Image'"
+        )
+    started = time.perf_counter()
+    (reference,) = client.run(prompt)[save_id]["images"]
+    seconds = time.perf_counter() - started
+    (folder / f"{name}.png").write_bytes(client.image(reference))
     return {"seconds": round(seconds, 1), "grid": f"{name}.png", "erased": [], "rows": []}
 
 
