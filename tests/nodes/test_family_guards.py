@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from family_plans import RELATIVES
 from lethe.erasers.capabilities import guards_verdict, is_experimental
 from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.errors import FamilyError, GuardError
@@ -20,20 +21,6 @@ from torch import Tensor
 
 PROMPT, OTHER, WORD = "a photo of a cat on a mat", "a tree", "cat"
 CONCEPTS = ConceptList(preserve=(OTHER, "a house")).with_concept(Concept(WORD, "dog"))
-SLOW = (
-    "flux2_klein_4b",
-    "flux2_klein_9b",
-    "chroma",
-    "cosmos1",
-    "hunyuan_video",
-    "hunyuan_video15",
-    "longcat_image",
-    "ltxv",
-    "mochi",
-    "sd2",
-    "sdxl_refiner",
-)
-"""Relatives of families that are always run; a pooling of the text as wide as at full size."""
 NAMES = sorted(name for name, own in families().items() if own.verdict(GUARDS).state == TESTED and name != "demo")
 GLUED = ("hunyuan_video",)
 """The host's Llama tokenizer loses blanks between words with transformers 5: the word stands alone there."""
@@ -101,7 +88,7 @@ def moved(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in RELATIVES else []) for n in NAMES])
 def test_every_guard_acts_or_says_what_the_model_lacks(name: str) -> None:
     from lethe.nodes.guard import LetheGuard
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from family_plans import RELATIVES
 from lethe.erasers.errors import FamilyError, GuardError
 from lethe.erasers.registry import families
 from lethe.erasers.sites import NO, TESTED, WORDS
@@ -66,20 +67,6 @@ LONG = {"flux2": 512}
 """Tokens that the host makes prompts as long as, by zeros in front of them."""
 GLUED = ("hunyuan_video",)
 """The host's Llama tokenizer loses blanks between words with transformers 5: the word stands alone there."""
-SLOW = (
-    "flux2_klein_4b",
-    "flux2_klein_9b",
-    "chroma",
-    "cosmos1",
-    "hunyuan_video",
-    "hunyuan_video15",
-    "longcat_image",
-    "ltxv",
-    "mochi",
-    "sd2",
-    "sdxl_refiner",
-)
-"""Relatives of families that are always run."""
 
 
 def prompt_of(name: str) -> str:
@@ -138,7 +125,7 @@ def test_every_family_that_is_said_to_be_tested_is(comfy: Any) -> None:
     assert said == {*VALUES, "demo"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in VALUES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in RELATIVES else []) for n in VALUES])
 def test_a_muted_word_gives_nothing_and_others_give_what_they_gave(comfy: Any, name: str) -> None:
     plain_model, plain_clip = tiny(name)
     plain, other = (draw(name, plain_model, plain_clip, prompt) for prompt in (None, OTHER))
