@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from family_plans import RELATIVES
 from lethe.erasers.capabilities import guards_verdict, is_experimental
 from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.errors import FamilyError, GuardError
 from lethe.erasers.gates.discriminant import Discriminant
 from lethe.erasers.registry import families, guard_named, guards
 from lethe.erasers.sites import GUARDS, TESTED
-from tiny_models import tiny
+from tiny_models import RELATIVES, tiny
 from torch import Tensor
 
 PROMPT, OTHER, WORD = "a photo of a cat on a mat", "a tree", "cat"

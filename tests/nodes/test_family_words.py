@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from family_plans import RELATIVES
 from lethe.erasers.errors import FamilyError, GuardError
 from lethe.erasers.registry import families
 from lethe.erasers.sites import NO, TESTED, WORDS
-from tiny_models import tiny
+from tiny_models import RELATIVES, tiny
 from torch import Tensor
 
 PROMPT, OTHER, WORD = "a photo of a cat on a mat", "a tree", "cat"

@@ -389,18 +389,3 @@ PLANS: dict[str, Plan] = {
     ),
 }
 """By name of the family in `erasers/families`."""
-
-RELATIVES = (
-    "flux2_klein_4b",
-    "flux2_klein_9b",
-    "chroma",
-    "cosmos1",
-    "hunyuan_video",
-    "hunyuan_video15",
-    "longcat_image",
-    "ltxv",
-    "mochi",
-    "sd2",
-    "sdxl_refiner",
-)
-"""Families that act by the same parts as others do, which are always run."""

@@ -19,6 +19,21 @@ from family_encoders import ROWS
 from family_plans import PLANS, Plan
 from torch import Tensor, nn
 
+RELATIVES = (
+    "flux2_klein_4b",
+    "flux2_klein_9b",
+    "chroma",
+    "cosmos1",
+    "hunyuan_video",
+    "hunyuan_video15",
+    "longcat_image",
+    "ltxv",
+    "mochi",
+    "sd2",
+    "sdxl_refiner",
+)
+"""Families that act by the same parts as others do, which are always run."""
+
 
 def full_model(name: str) -> Any:
     """MODEL at its true size, without memory for its weights."""
