@@ -81,7 +81,7 @@ class Painter(Protocol):
         ...
 
     def sketch(self, prompts: Sequence[str]) -> Tensor:
-        """`[k]` float32: numbers that tell this model from another, from the first two steps towards prompts."""
+        """`[k]` float32: numbers that tell this model from another, from what it draws for prompts."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -105,7 +106,7 @@ class LetheEvaluate(io.ComfyNode):
                 pair.batch,
                 each,
             )
-            before, after = _arms(pair, concepts)
+            before, after = _arms(pair, concepts, rows)
             found = evaluate(before, after, plan)
         probing = {"probe": judge.spec.name, "probe settings": judge.spec.settings(given)}
         report = evaluation_report(found, pair.name(), concepts, rows, {**pair.made_with(), **probing})
@@ -130,8 +131,14 @@ def _listed(source: str, concepts: ConceptList) -> tuple[PromptRow, ...]:
     return template_rows(concepts) if source == TEMPLATES else file_rows(list_path(source), concepts)
 
 
-def _arms(pair: Pair, concepts: ConceptList) -> tuple[Arm, Arm]:
-    """Both models with the albums that their pictures are kept in."""
+def _arms(pair: Pair, concepts: ConceptList, rows: Sequence[PromptRow]) -> tuple[Arm, Arm]:
+    """Both models with the albums that their pictures are kept in.
+
+    Models are told apart by what they draw for names and for the first prompt of each kind: a guard may leave names
+    alone, and act on sentences only.
+    """
     names = [name for concept in concepts.erase[:4] for name in (concept.text, concept.replacement)]
-    first, second = (Arm(p, open_album(evaluation_folder(), p, names)) for p in pair.painters())
+    firsts = {row.kind: row.text for row in reversed(rows)}
+    prompts = list(dict.fromkeys([*names, *firsts.values()]))
+    first, second = (Arm(p, open_album(evaluation_folder(), p, prompts)) for p in pair.painters())
     return first, second

@@ -46,7 +46,9 @@ class HostPainter:
     def sketch(self, prompts: Sequence[str]) -> Tensor:
         shots = [Shot(prompted(prompt), seed) for seed, prompt in enumerate(prompts)]
         return sketch(
-            torch.cat([self._draw([shots[place] for place in places], 2) for places in alike(shots, self.batch)])
+            torch.cat(
+                [self._draw([shots[place] for place in places], self.how.steps) for places in alike(shots, self.batch)]
+            )
         )
 
     def conditioning(self, cue: Cue) -> list[Any]:

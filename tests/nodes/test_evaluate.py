@@ -123,6 +123,17 @@ def test_another_model_or_setting_has_pictures_of_its_own(comfy, demo, erased) -
     assert len({path.parent for path in set(_pictures(comfy)) - known}) == 2
 
 
+@pytest.mark.parametrize(("guard", "settings", "seed"), [("attend_excite", {}, 71), ("negative", {"start": 0.75}, 72)])
+def test_a_guard_that_spares_names_or_acts_late_has_pictures_of_its_own(comfy, demo, guard, settings, seed) -> None:  # type: ignore[no-untyped-def]
+    from lethe.nodes.guard import LetheGuard
+
+    with torch.inference_mode():
+        model, clip, _ = LetheGuard.execute(demo[0], demo[1], BALL, 0.0, guard={"guard": guard, **settings}).result
+    known = set(_pictures(comfy))
+    _evaluate(demo, model, clip_after=clip, seed=seed)
+    assert len({path.parent for path in set(_pictures(comfy)) - known}) == 2
+
+
 def test_csv_files_of_published_benchmarks_are_read(comfy, demo) -> None:  # type: ignore[no-untyped-def]
     folder = comfy.base / "input"
     folder.mkdir(exist_ok=True)
