@@ -123,7 +123,9 @@ def test_another_model_or_setting_has_pictures_of_its_own(comfy, demo, erased) -
     assert len({path.parent for path in set(_pictures(comfy)) - known}) == 2
 
 
-@pytest.mark.parametrize(("guard", "settings", "seed"), [("attend_excite", {}, 71), ("negative", {"start": 0.3, "end": 0.6}, 72)])
+@pytest.mark.parametrize(
+    ("guard", "settings", "seed"), [("attend_excite", {}, 71), ("negative", {"start": 0.3, "end": 0.6}, 72)]
+)
 def test_a_guard_that_spares_names_or_acts_midway_has_pictures_of_its_own(comfy, demo, guard, settings, seed) -> None:  # type: ignore[no-untyped-def]
     from lethe.nodes.guard import LetheGuard
 
