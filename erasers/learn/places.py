@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..errors import ConceptError, FamilyError
 from ..task import EncodedPrompt, Task
-from .moment import CONCEPT, Scene
-from .scenes import concept_scenes, scene
+from .moment import ANCHOR, CONCEPT, Scene
+from .scenes import concept_scenes, filled, scene
 
 NAME = "name"
 """Role of a concept's bare name, whose tokens stand in the concept's prompt."""
@@ -25,8 +25,11 @@ ENDS = (EVERY, FIRST, NONE)
 
 def named_scenes(task: Task, frames: Sequence[str]) -> tuple[Scene, ...]:
     """Every name of every concept in every frame, with the name beside it; see `concept_scenes`."""
-    names = [found[CONCEPT] for found in concept_scenes(task, "none")]
-    return tuple({**scene(frame.format(name)), NAME: name} for name in names for frame in frames)
+    return tuple(
+        {**scene(frame.format(own[CONCEPT]), filled(frame, own[ANCHOR])), NAME: own[CONCEPT]}
+        for own in concept_scenes(task, "none")
+        for frame in frames
+    )
 
 
 def token_mask(task: Task, scenes: Sequence[Scene], ends: str = NONE) -> Tensor:

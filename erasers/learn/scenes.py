@@ -14,7 +14,7 @@ from .moment import ANCHOR, CONCEPT, NULL, Scene
 def concept_scenes(task: Task, templates: str) -> tuple[Scene, ...]:
     """Every name of every concept in every sentence of a set, beside its replacement in it.
 
-    A concept without a replacement has the empty prompt for an anchor.
+    A concept without a replacement has the sentence without it for an anchor.
 
     Raises:
         ConceptError: there is nothing to erase, or the text encoder reads nothing in a name.
@@ -24,11 +24,16 @@ def concept_scenes(task: Task, templates: str) -> tuple[Scene, ...]:
     for concept in task.concepts.erase:
         _check(task, concept)
     return tuple(
-        scene(frame.format(name), frame.format(concept.replacement) if concept.replacement else "")
+        scene(frame.format(name), filled(frame, concept.replacement))
         for concept in task.concepts.erase
         for name in concept.names
         for frame in TEMPLATES[templates]
     )
+
+
+def filled(frame: str, name: str) -> str:
+    """A sentence of a set with a name in it; with none, what is left: of "a tree, {}" that is "a tree"."""
+    return frame.format(name) if name else " ".join(frame.format("").split()).strip(" ,")
 
 
 def scene(concept: str, anchor: str = "") -> Scene:

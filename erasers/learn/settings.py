@@ -9,8 +9,9 @@ from ..algebra import parameters
 from ..spec import Parameter, Value
 from .full import Full
 from .low_rank import LowRank
-from .moment import STUDENT, TEACHER, Scene
+from .moment import ANCHOR, CONCEPT, NULL, STUDENT, TEACHER, Scene
 from .operator import Operator
+from .regress import Regress, negative_guidance
 from .rollout import Rollout
 from .trainables import Parameterisation
 from .where import TEXT_STREAM
@@ -18,6 +19,7 @@ from .where import TEXT_STREAM
 FULL, LOW_RANK, OPERATOR = "full", "low rank", "operator"
 KEPT, FRESH = "kept", "fresh"
 STUDENT_FRESH, FRESH_AVERAGE = "fresh, student", "fresh, average"
+REPLACEMENT, EMPTY = "replacement", "empty"
 
 
 def where(default: str, choices: tuple[str, ...], published: str) -> Parameter:
@@ -62,6 +64,33 @@ def eta(default: float, published: str) -> Parameter:
         maximum=20.0,
         step=0.1,
     )
+
+
+def neutral() -> Parameter:
+    """What the negative guidance of a sentence leads to.
+
+    The empty prompt, as published for the bare name, is led to from all the sentence says: ESD's training of the demo
+    model then erased 0.83 of a style and 1.00 of an object and kept 0.88 of all else; 1.00 and 1.00 by the default.
+    """
+    return Parameter(
+        "neutral",
+        REPLACEMENT,
+        "What a sentence with the concept is led to instead: itself with the replacement, or without the concept where "
+        "it has none (replacement), or the empty prompt (empty), published for the bare name, which leads away from "
+        "all its other words as well. Start with replacement.",
+        choices=(REPLACEMENT, EMPTY),
+        optional=True,
+    )
+
+
+def neutral_role(settings: Mapping[str, Value]) -> str:
+    """The role that `neutral` gives that part."""
+    return ANCHOR if settings["neutral"] == REPLACEMENT else NULL
+
+
+def guidance_of(settings: Mapping[str, Value], role: str = CONCEPT) -> Regress:
+    """The negative guidance that `eta` and `neutral` describe, for the student's prediction of `role`."""
+    return negative_guidance(float(settings["eta"]), role, neutral_role(settings))
 
 
 def templates(default: str = "scenes", published: str = "the bare name (none)") -> Parameter:

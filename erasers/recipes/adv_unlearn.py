@@ -11,7 +11,7 @@ every model that reads it.
 Differs from the official program, where the gradients of the inner steps add up and a prompt is split at words: here
 each inner step has its own, and a prompt is split at tokens. One optimiser step has both losses ("reg"), not one of
 them each ("iter"). Biases, norms and embeddings are not trained. Latents are at the level that the model is told, and
-are used again (`latents` tells otherwise).
+are used again (`latents` tells otherwise). Prompts and what they are led to are ESD's here (`templates`, `neutral`).
 Official code read, not copied: OPTML-Group/AdvUnlearn (CC BY 4.0).
 """
 
@@ -24,8 +24,8 @@ from ..learn.after import After
 from ..learn.full import Full
 from ..learn.low_rank import LowRank
 from ..learn.moment import ATTACKED, CONCEPT
-from ..learn.plan import Plan, Schedule
-from ..learn.regress import negative_guidance, same
+from ..learn.plan import COSINE, Plan, Schedule
+from ..learn.regress import same
 from ..learn.rollout import Rollout
 from ..learn.scenes import concept_scenes, kept_scenes
 from ..learn.soft_tokens import BETWEEN, LATEST, PREFIX, RANDOM, Attacked, SoftTokens
@@ -132,10 +132,11 @@ class AdvUnlearn:
             shared.cfg(3.0),
             shared.sampling_steps(50),
             shared.trajectories(),
+            shared.neutral(),
         ),
     )
     schedule = Schedule(steps=1000, rate=1e-5, rank=16)
-    small = Schedule(steps=40, rate=2e-4, batch=2, rank=8)
+    small = Schedule(steps=40, rate=2e-4, batch=2, rank=8, course=COSINE)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         rolled = shared.rollout_of(settings, concept_scenes(task, str(settings["templates"])))
@@ -154,7 +155,7 @@ class AdvUnlearn:
             sources=(rolled, Wider(kept, int(settings["kept_rows"]))),
             makers={ATTACKED: After(adversary, Switch(float(settings["plain"])))},
             terms=(
-                Attacked(negative_guidance(float(settings["eta"]), ATTACKED), adversary),
+                Attacked(shared.guidance_of(settings, ATTACKED), adversary),
                 same(CONCEPT, float(settings["gamma"]), _KEPT),
             ),
         )

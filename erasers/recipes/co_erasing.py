@@ -13,7 +13,8 @@ Differs from the paper: there is no image adapter, so pictures are token vectors
 each, and that stand behind the words instead of beside them in an attention of their own; refinement works on their
 text features; fewer pictures, since each takes an inversion; both stages are one training.
 Differs from the official program: rollouts go down the noise levels, where it goes up; latents come from the untouched
-model and are used again (`latents` tells otherwise); biases and norms are not trained.
+model and are used again (`latents` tells otherwise); prompts and what they are led to are ESD's here (`templates`,
+`neutral`); biases and norms are not trained.
 Official code read, not copied: Ferry-Li/Co-Erasing (no licence).
 """
 
@@ -25,11 +26,11 @@ from ..learn import settings as shared
 from ..learn.blur import Blurred
 from ..learn.full import Full
 from ..learn.inversion import Fit
-from ..learn.moment import NULL, STILL
+from ..learn.moment import STILL
 from ..learn.pictures import Pictures
 from ..learn.plan import ERASE, Plan, Schedule
 from ..learn.refine import SHOWN, Illustrated
-from ..learn.regress import Regress, negative_guidance
+from ..learn.regress import Regress
 from ..learn.scenes import concept_scenes
 from ..learn.stages import StagedSource, StagedTerm
 from ..learn.switch import Switch
@@ -96,6 +97,7 @@ class CoErasing:
             shared.cfg(3.0),
             shared.sampling_steps(50),
             shared.trajectories(),
+            shared.neutral(),
         ),
     )
     schedule = Schedule(steps=2000, rate=1e-5)
@@ -103,7 +105,7 @@ class CoErasing:
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         scenes, eta = concept_scenes(task, str(settings["templates"])), float(settings["eta"])
-        names = task.concepts.names
+        names, neutral = task.concepts.names, shared.neutral_role(settings)
         switch = Switch(float(settings["text_share"]))
         references = Pictures(scenes, name="references", count=int(settings["pictures"]), given=True)
         shown = Illustrated(
@@ -115,11 +117,11 @@ class CoErasing:
         )
         guided = shared.rollout_of(settings, scenes)
         plain = shared.rollout_of({**settings, "cfg": 1.0}, scenes)
-        pictured = Regress({(STILL, NULL): 1 + eta, (STILL, SHOWN): -eta}, SHOWN)
+        pictured = Regress({(STILL, neutral): 1 + eta, (STILL, SHOWN): -eta}, SHOWN)
         return Plan(
             parameters=Full(str(settings["sites"])),
             sources=(StagedSource(switch, guided, Blurred(plain, _BLURS[str(settings["blur"])])),),
-            terms=(StagedTerm(switch, negative_guidance(eta), pictured, ERASE),),
+            terms=(StagedTerm(switch, shared.guidance_of(settings), pictured, ERASE),),
             makers={SHOWN: shown},
         )
 

@@ -10,8 +10,10 @@ of the text features that all layers share (`form`).
 
 Differs from the official programs: latents are at the very level that the model is told, which in the first one they
 are not; they come from the untouched model and are used again (`latents` tells otherwise); prompts are sentences with
-the concept's names (`templates`), not the bare name; biases and norms are not trained. The later official program calls
-1 + eta what is eta here and in the paper.
+the concept's names (`templates`), not the bare name, and in place of null stands the sentence with the replacement, or
+without the concept (`neutral`): the empty prompt would lead away from all its other words, too. For the bare name of a
+concept without a replacement the equation is the paper's. Biases and norms are not trained. The later official program
+calls 1 + eta what is eta here and in the paper.
 Official code read, not copied: rohitgandikota/erasing (MIT).
 """
 
@@ -20,8 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..learn import settings as shared
-from ..learn.plan import Plan, Schedule
-from ..learn.regress import negative_guidance
+from ..learn.plan import COSINE, Plan, Schedule
 from ..learn.scenes import concept_scenes
 from ..learn.where import ALL, CROSS, KEYS_VALUES, NOT_CROSS, SELF
 from ..spec import MethodSpec, Value
@@ -50,17 +51,18 @@ class ESD:
             shared.sampling_steps(50),
             shared.trajectories(),
             shared.form(shared.FULL),
+            shared.neutral(),
         ),
     )
     schedule = Schedule(steps=1000, rate=1e-5, rank=16)
-    small = Schedule(steps=150, rate=6e-4, batch=4, rank=16)
+    small = Schedule(steps=150, rate=6e-4, batch=4, rank=16, course=COSINE)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         scenes = concept_scenes(task, str(settings["templates"]))
         return Plan(
             parameters=shared.parameters_of(settings),
             sources=(shared.rollout_of(settings, scenes),),
-            terms=(negative_guidance(float(settings["eta"])),),
+            terms=(shared.guidance_of(settings),),
         )
 
 

@@ -27,7 +27,6 @@ from ..learn.where import ALL, BLOCKS, CROSS, NOT_CROSS, SELF
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 
-REPLACEMENT, EMPTY = "replacement", "empty"
 WEAKEN, STRENGTHEN = "erase", "enhance"
 
 
@@ -49,10 +48,10 @@ class LECO:
             shared.eta(1.0, "1 as published"),
             Parameter(
                 "neutral",
-                REPLACEMENT,
+                shared.REPLACEMENT,
                 "What the target starts from: the concept's replacement, or the empty prompt where it has none "
                 "(replacement), or the empty prompt always (empty), which is published as the default.",
-                choices=(REPLACEMENT, EMPTY),
+                choices=(shared.REPLACEMENT, shared.EMPTY),
             ),
             Parameter(
                 "action",
@@ -74,7 +73,8 @@ class LECO:
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         scenes = concept_scenes(task, str(settings["templates"]))
-        replaced = settings["neutral"] == REPLACEMENT and any(concept.replacement for concept in task.concepts.erase)
+        chosen = settings["neutral"] == shared.REPLACEMENT
+        replaced = chosen and any(concept.replacement for concept in task.concepts.erase)
         by = float(settings["eta"]) * (1 if settings["action"] == STRENGTHEN else -1)
         return Plan(
             parameters=shared.parameters_of(settings),

@@ -10,7 +10,7 @@ that the paper starts from; the attack begins after it. `lasso` holds the tensor
 
 Differs from the official program: the number of attack steps is a setting there too, but has no effect; latents are at
 the very level that the model is told; they come from the untouched model and are used again (`latents` tells
-otherwise); biases are not trained.
+otherwise); prompts and what they are led to are ESD's (`templates`, `neutral`); biases are not trained.
 Official code read, not copied: chkimmmmm/R.A.C.E. (MIT).
 """
 
@@ -24,7 +24,6 @@ from ..learn.full import Full
 from ..learn.moment import ATTACKED
 from ..learn.pgd import Pgd
 from ..learn.plan import Plan, Schedule
-from ..learn.regress import negative_guidance
 from ..learn.scenes import concept_scenes
 from ..learn.switch import Switch
 from ..learn.where import ALL, CROSS, KEYS_VALUES, NOT_CROSS, SELF
@@ -78,6 +77,7 @@ class RACE:
             shared.cfg(3.0),
             shared.sampling_steps(50),
             shared.trajectories(),
+            shared.neutral(),
         ),
     )
     schedule = Schedule(steps=2000, rate=1e-5)
@@ -92,7 +92,7 @@ class RACE:
             parameters=Full(str(settings["sites"])),
             sources=(shared.rollout_of(settings, concept_scenes(task, str(settings["templates"]))),),
             makers={ATTACKED: After(adversary, switch)},
-            terms=(negative_guidance(float(settings["eta"]), ATTACKED), Tether(switch, float(settings["lasso"]))),
+            terms=(shared.guidance_of(settings, ATTACKED), Tether(switch, float(settings["lasso"]))),
         )
 
 

@@ -1,6 +1,6 @@
 """SPM, semi-permeable membrane (Lyu et al., CVPR 2024, arXiv 2312.16145): its one-dimensional adapters.
 
-    L_erase = mse(S(concept), T(n) - eta [T(concept) - T(n)]),    n the replacement, or the empty prompt
+    L_erase = mse(S(concept), T(n) - eta [T(concept) - T(n)]),    n the sentence with the replacement, or without it
     L_keep  = mse(S(e), T(e)) at the same latents, for random text features e (learn/shell.py)
     L       = L_erase + lambda L_keep
 
@@ -76,11 +76,10 @@ class SPM:
         ),
     )
     schedule = Schedule(steps=3000, rate=1e-4, optimizer=ADAMW, decay=0.01, course=RESTARTS, warmup=500)
-    small = Schedule(steps=150, rate=3e-3, batch=4, optimizer=ADAMW, decay=0.01, course=RESTARTS, warmup=25)
+    small = Schedule(steps=250, rate=3e-3, batch=4, optimizer=ADAMW, decay=0.01, course=RESTARTS, warmup=25)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         scenes = concept_scenes(task, str(settings["templates"]))
-        replaced = any(concept.replacement for concept in task.concepts.erase)
         roles, keep = shell_roles(int(settings["anchors"])), float(settings["keep"])
         kept = [same(NULL, keep / 2)] if settings["hold_null"] else []
         share = (keep - sum(term.weight for term in kept)) / len(roles)
@@ -88,7 +87,7 @@ class SPM:
             parameters=LowRank(str(settings["sites"])),
             sources=(shared.rollout_of(settings, scenes),),
             terms=(
-                negative_guidance(float(settings["eta"]), null=ANCHOR if replaced else NULL),
+                negative_guidance(float(settings["eta"]), null=ANCHOR),
                 *kept,
                 *(same(role, share) for role in roles),
             ),

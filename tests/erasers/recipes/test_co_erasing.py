@@ -9,7 +9,7 @@ import pytest
 import torch
 from lethe.erasers.algebra.hooks import gradients
 from lethe.erasers.learn.loop import Job, train
-from lethe.erasers.learn.moment import CONCEPT, MAIN, NULL, STILL, STUDENT, Ask
+from lethe.erasers.learn.moment import ANCHOR, CONCEPT, MAIN, STILL, STUDENT, Ask
 from lethe.erasers.learn.refine import SHOWN
 from lethe.erasers.task import Task
 from toy_trainee import distance, gradient_names, job_of, run_of, tiny_task
@@ -23,7 +23,7 @@ def job(task: Task, settings: dict[str, Any] | None = None, **schedule: Any) -> 
 
 @pytest.mark.parametrize(("eta", "factor"), [(1.0, 4.0), (2.0, 9.0)])
 @pytest.mark.parametrize(("text_share", "role"), [(0.5, CONCEPT), (0.0, SHOWN)])
-def test_the_first_loss_is_the_distance_to_the_empty_prompt(
+def test_the_first_loss_is_the_distance_to_the_replacement(
     eta: float, factor: float, text_share: float, role: str
 ) -> None:
     task = tiny_task()
@@ -32,7 +32,7 @@ def test_the_first_loss_is_the_distance_to_the_empty_prompt(
         moment = run.draw()
         run.make(moment)
         (loss,) = run.losses(moment)
-        assert float(loss) == pytest.approx(factor * distance(run, moment, role), rel=1e-4)
+        assert float(loss) == pytest.approx(factor * distance(run, moment, role, ANCHOR), rel=1e-4)
         assert distance(run, moment, CONCEPT, SHOWN) > 1e-8
         assert not moment[MAIN].x.requires_grad
 
@@ -40,7 +40,7 @@ def test_the_first_loss_is_the_distance_to_the_empty_prompt(
 def test_without_a_picture_the_second_stage_is_esd_on_what_the_first_made() -> None:
     task = tiny_task()
     run = run_of(job(task, {"vectors": 0, "text_share": 0.5, "latents": "fresh"}, steps=4), task)
-    asks = [Ask(STILL, CONCEPT), Ask(STILL, NULL), Ask(STUDENT, CONCEPT)]
+    asks = [Ask(STILL, CONCEPT), Ask(STILL, ANCHOR), Ask(STUDENT, CONCEPT)]
     with torch.no_grad(), run.active():
         for tensor in run.trainables.tensors.values():
             tensor += 0.02

@@ -5,21 +5,41 @@ from __future__ import annotations
 import pytest
 import torch
 from lethe.erasers.algebra.hooks import gradients
+from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.learn.loop import train
-from lethe.erasers.learn.moment import CONCEPT
+from lethe.erasers.learn.moment import ANCHOR, CONCEPT, NULL
 from toy_trainee import distance, gradient_names, job_of, run_of, tiny_task
 
 
 @pytest.mark.parametrize(("eta", "factor"), [(1.0, 4.0), (2.0, 9.0)])
 @pytest.mark.parametrize("latents", ["kept", "fresh", "fresh, student"])
-def test_the_first_loss_is_the_distance_to_the_empty_prompt(eta: float, factor: float, latents: str) -> None:
+@pytest.mark.parametrize(("neutral", "role"), [("replacement", ANCHOR), ("empty", NULL)])
+def test_the_first_loss_is_the_distance_to_what_it_leads_to(
+    eta: float, factor: float, latents: str, neutral: str, role: str
+) -> None:
     task = tiny_task()
-    run = run_of(job_of("esd", task, {"eta": eta, "latents": latents, "sampling_steps": 6}), task)
+    settings = {"eta": eta, "latents": latents, "neutral": neutral, "sampling_steps": 6}
+    run = run_of(job_of("esd", task, settings), task)
     with torch.no_grad(), run.active():
         moment = run.draw()
         (loss,) = run.losses(moment)
-        assert float(loss) == pytest.approx(factor * distance(run, moment, CONCEPT), rel=1e-4)
+        assert float(loss) == pytest.approx(factor * distance(run, moment, CONCEPT, role), rel=1e-4)
         assert not moment["x"].x.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("concept", "anchors"),
+    [
+        (Concept("ball", "box"), {"box", "a box thing", "in box style"}),
+        (Concept("ball"), {"", "a thing", "in style"}),
+    ],
+)
+def test_it_leads_to_the_sentence_with_the_replacement_or_without_the_name(concept: Concept, anchors: set[str]) -> None:
+    task = tiny_task(ConceptList((concept,)))
+    run = run_of(job_of("esd", task, {"templates": "attribute", "sampling_steps": 4}, batch=24), task)
+    with torch.no_grad(), run.active():
+        scenes = run.draw()["x"].scenes
+    assert anchors < {scene[ANCHOR] for scene in scenes} and all("ball" in scene[CONCEPT] for scene in scenes)
 
 
 @pytest.mark.parametrize(

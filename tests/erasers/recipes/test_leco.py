@@ -18,8 +18,8 @@ ALONE = ConceptList((Concept("ball"),))
 def test_without_a_neutral_prompt_it_is_esd(settings: dict[str, str]) -> None:
     task = tiny_task(ALONE if not settings else ConceptList((Concept("ball", "box"),)))
     found = []
-    for name in ("leco", "esd"):
-        run = run_of(job_of(name, task, {"sampling_steps": 6, **(settings if name == "leco" else {})}, batch=4), task)
+    for name, own in (("leco", settings), ("esd", {"neutral": "empty"})):
+        run = run_of(job_of(name, task, {"sampling_steps": 6, **own}, batch=4), task)
         with torch.no_grad(), run.active():
             moment = run.draw()
             found.append((moment["x"].x, moment["x"].sigma, run.losses(moment)[0]))

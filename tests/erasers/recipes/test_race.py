@@ -8,20 +8,21 @@ import pytest
 import torch
 from lethe.erasers.algebra.hooks import gradients
 from lethe.erasers.learn.loop import train
-from lethe.erasers.learn.moment import ATTACKED, CONCEPT, TEACHER, Ask
+from lethe.erasers.learn.moment import ANCHOR, ATTACKED, CONCEPT, TEACHER, Ask
+from lethe.erasers.learn.plan import CONSTANT
 from toy_trainee import distance, gradient_names, job_of, run_of, tiny_task
 
 QUICK = {"sampling_steps": 4, "trajectories": 2}
 
 
-def test_the_first_loss_is_the_distance_to_the_empty_prompt() -> None:
+def test_the_first_loss_is_the_distance_to_the_replacement() -> None:
     task = tiny_task()
     run = run_of(job_of("race", task, {**QUICK, "latents": "fresh, student"}), task)
     with torch.no_grad(), run.active():
         moment = run.draw()
         run.make(moment)
         erase, keep = run.losses(moment)
-        assert float(erase) == pytest.approx(4 * distance(run, moment, CONCEPT), rel=1e-4)
+        assert float(erase) == pytest.approx(4 * distance(run, moment, CONCEPT, ANCHOR), rel=1e-4)
         assert float(keep) == 0 and moment["x"].noise is not None and not moment["x"].x.requires_grad
 
 
@@ -29,7 +30,7 @@ def test_the_first_loss_is_the_distance_to_the_empty_prompt() -> None:
 def test_without_attack_it_is_esd_to_the_bit(settings: dict[str, float]) -> None:
     task = tiny_task()
     found = [
-        train(task, job_of(name, task, {**QUICK, **own}, steps=4, rate=1e-3, batch=2)).losses["erase"]
+        train(task, job_of(name, task, {**QUICK, **own}, steps=4, rate=1e-3, batch=2, course=CONSTANT)).losses["erase"]
         for name, own in (("race", settings), ("esd", {}))
     ]
     assert found[0] == found[1] and found[0][0] != found[0][-1]
@@ -43,9 +44,9 @@ def test_the_attacked_prompt_is_trained_and_only_the_chosen_layers() -> None:
         run.make(moment)
         attacked, plain = (run.of_role(Ask(TEACHER, role), moment["x"]).states for role in (ATTACKED, CONCEPT))
         assert 0 < float((attacked - plain).abs().max()) <= 0.1 + 1e-6
-        said, null, concept = (
+        said, anchor, concept = (
             run.teacher(moment["x"], run.of_role(Ask(TEACHER, role), moment["x"]))
-            for role in (ATTACKED, "null", CONCEPT)
+            for role in (ATTACKED, ANCHOR, CONCEPT)
         )
         for tensor in run.trainables.tensors.values():
             tensor.requires_grad_()
@@ -53,8 +54,8 @@ def test_the_attacked_prompt_is_trained_and_only_the_chosen_layers() -> None:
             losses = run.losses(moment)
             found = gradient_names(run, losses)
     loss = float(losses[0].detach())
-    assert loss == pytest.approx(float((said - 2 * null + concept).square().mean()), rel=1e-4)
-    assert loss != pytest.approx(4 * float((concept - null).square().mean()), rel=1e-6)
+    assert loss == pytest.approx(float((said - 2 * anchor + concept).square().mean()), rel=1e-4)
+    assert loss != pytest.approx(4 * float((concept - anchor).square().mean()), rel=1e-6)
     assert found == set(run.trainables.tensors) and all(".attn2." in name for name in found)
 
 
