@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .errors import SettingError
 from .sites import Family, Need
@@ -82,6 +82,7 @@ class MethodSpec:
         families: names of the families it was proven on.
         parameters: its settings, in the order they are shown; new ones are appended.
         wants: what it needs that not every family has.
+        small: settings for models as small as the demo world's, where they differ from the defaults.
     """
 
     name: str
@@ -91,6 +92,7 @@ class MethodSpec:
     families: tuple[str, ...]
     parameters: tuple[Parameter, ...]
     wants: tuple[Need, ...] = ()
+    small: Mapping[str, Value] = field(default_factory=dict[str, Value])
 
     @property
     def asks(self) -> bool:

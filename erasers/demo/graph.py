@@ -47,9 +47,8 @@ def leaderboard_graph(
         on = {"model": ["1", 0], "clip": ["1", 1], "concepts": ["3", 0], "vae": ["1", 2]}
         if method.startswith(GUARD):
             plain = {"model": ["1", 0], "clip": ["1", 1], "concepts": ["3", 0]}
-            erased = add(
-                "LetheGuard", **plain, gate=0.0, **_chosen("guard", guard_named(method[len(GUARD) :]).spec, {})
-            )
+            spec = guard_named(method[len(GUARD) :]).spec
+            erased = add("LetheGuard", **plain, gate=0.0, **_chosen("guard", spec, spec.small))
         elif method in recipes():
             chosen = _chosen("recipe", recipe_named(method).spec, recipe_settings(method, concept.text))
             erased = add("LetheTrain", **on, steps=0, learning_rate=0.0, rank=0, seed=0, look_every=0, **chosen)

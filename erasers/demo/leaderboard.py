@@ -72,7 +72,8 @@ class Job:
     """One method on one concept, evaluated and attacked.
 
     Attributes:
-        method: name of a method, a training recipe or a guard (`making`); its settings are the defaults.
+        method: name of a method, a training recipe or a guard (`making`); its settings are the defaults, or those
+            for small models where there are some.
         word: the concept, of `sets.CASES`.
         attacks: settings by attack.
         each_kind: prompts of each kind.
@@ -290,8 +291,8 @@ def main() -> None:
     found.sort(key=lambda report: (names.index(report.title), words.index(report.concepts[0])))
     note = (
         f"{options.each_kind} prompts of each kind; {len(EVERYDAY)} attacked prompts with {options.pictures} pictures "
-        f"each; {options.steps} DDIM steps, guidance 4; every method with its defaults (recipes: their schedule for "
-        "small models), attacks with the settings of "
+        f"each; {options.steps} DDIM steps, guidance 4; every method with its defaults (recipes and guards: "
+        "their settings for small models), attacks with the settings of "
         "`leaderboard.REDUCED`, far below the published budgets. Means over concepts: erased, kept and leaked as "
         "the help page of 'Evaluate' defines them, and for each attack the share of pictures that show the concept. "
         f"{time.perf_counter() - started:.0f} s for {', '.join(dict.fromkeys(job.method for job in work))}."

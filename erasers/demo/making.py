@@ -1,4 +1,4 @@
-"""The rows of the leaderboard: what erases a concept of the demo world, by name, with default settings."""
+"""The rows of the leaderboard: what erases a concept of the demo world, by name, and with which settings."""
 
 from __future__ import annotations
 

@@ -94,6 +94,7 @@ class AStar:
             ),
         ),
         wants=(A_UNET,),
+        small={"alpha": 300.0, "end": 1.0},
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

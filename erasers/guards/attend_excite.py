@@ -73,6 +73,7 @@ class AttendExcite:
             *nudge_settings(20.0, 0.5, "as published"),
         ),
         wants=(A_UNET,),
+        small={"alpha": 1000.0, "end": 1.0},
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

@@ -55,6 +55,7 @@ class LeaceGuard:
             templates("object"),
             *window_settings(),
         ),
+        small={"eta": 1.5},
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

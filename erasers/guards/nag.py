@@ -94,6 +94,7 @@ class NAG:
             *window_settings(),
         ),
         wants=(A_UNET,),
+        small={"share": 0.75, "start": 0.2},
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

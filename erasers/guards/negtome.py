@@ -128,6 +128,7 @@ class NegToMe:
             *window_settings(0.0, "as published"),
         ),
         wants=(A_UNET,),
+        small={"alpha": 2.0, "threshold": 0.8, "coarsest": 16.0, "pictures": 4},
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

@@ -66,6 +66,7 @@ class PerpNeg:
             ),
             *window_settings(),
         ),
+        small={"weight": 6.0, "start": 0.2},
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

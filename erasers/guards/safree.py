@@ -242,6 +242,7 @@ class SAFREE:
             ),
         ),
         wants=(AN_END,),
+        small={"adaptive": False},
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

@@ -129,6 +129,7 @@ class SLD:
                 advanced=True,
             ),
         ),
+        small={"strength": "max"},
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

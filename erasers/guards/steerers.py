@@ -195,6 +195,7 @@ class Steerers:
             ),
         ),
         wants=(ONE_CLIP,),
+        small={"strength": 0.7, "positions": MEAN},
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

@@ -162,6 +162,7 @@ class T2IZero:
                 optional=True,
             ),
         ),
+        small={"where": TAIL, "threshold": 0.7},
     )
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Guarding:

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 from lethe.erasers.concepts import ConceptList
 from lethe.erasers.demo import leaderboard
+from lethe.erasers.demo.graph import leaderboard_graph
 from lethe.erasers.demo.leaderboard import FOLDER, Job, details, overview, run_job, write
-from lethe.erasers.demo.making import eraser_names
+from lethe.erasers.demo.making import GUARD, eraser_names, guard_names
 from lethe.erasers.demo.sets import CASES, demo_rows
 from lethe.erasers.demo.spread import on_processes, on_ray
 from lethe.erasers.demo.world import weights_digest
 from lethe.erasers.measure.red_team import Shows, look
 from lethe.erasers.measure.report import from_json, to_json
 from lethe.erasers.prompts import DIRECT, FAR, KINDS, NEAR
-from lethe.erasers.registry import attacks, methods, probes
+from lethe.erasers.registry import attacks, guards, methods, probes
 from lethe.erasers.target import Target
 
 TINY = {"paraphrase": {"tries": 1, "limit": 2}}
@@ -59,6 +60,16 @@ def test_the_shipped_table_is_of_this_world_and_of_every_method_and_attack() -> 
     page = (Path(leaderboard.__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     written, _, _ = (FOLDER / "leaderboard.md").read_text(encoding="utf-8").partition("By concept")
     assert all(line in page for line in written.splitlines() if line.startswith("|"))
+
+
+def test_guards_have_rows_with_their_settings_for_small_models() -> None:
+    graph = leaderboard_graph("ball", guard_names(), {}, {}, 1, ((), ()))
+    nodes = [node["inputs"] for node in graph.values() if node["class_type"] == "LetheGuard"]
+    assert [GUARD + node["guard"] for node in nodes] == list(guard_names())
+    for node in nodes:
+        spec = guards()[node["guard"]].spec
+        given = {name.removeprefix("guard."): value for name, value in node.items() if name.startswith("guard.")}
+        assert given == spec.settings(spec.small)
 
 
 @pytest.mark.slow

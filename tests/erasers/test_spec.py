@@ -74,3 +74,10 @@ def test_guards_that_the_user_has_to_give_something_have_no_row_of_their_own() -
     asking = {name for name, guard in guards().items() if guard.spec.asks}
     assert asking == {"attentive_eraser", "scaling"}
     assert guard_names() == tuple(f"{GUARD}{name}" for name in guards() if name not in asking)
+
+
+def test_settings_for_small_models_are_settings_that_differ_from_the_defaults() -> None:
+    for name, guard in guards().items():
+        spec = guard.spec
+        settings, defaults = spec.settings(spec.small), spec.settings({})
+        assert {own for own in settings if settings[own] != defaults[own]} == set(spec.small), name
