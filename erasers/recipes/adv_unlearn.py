@@ -11,7 +11,10 @@ every model that reads it.
 Differs from the official program, where the gradients of the inner steps add up and a prompt is split at words: here
 each inner step has its own, and a prompt is split at tokens. One optimiser step has both losses ("reg"), not one of
 them each ("iter"). Biases, norms and embeddings are not trained. Latents are at the level that the model is told, and
-are used again (`latents` tells otherwise). Prompts and what they are led to are ESD's here (`templates`, `neutral`).
+are used again (`latents` tells otherwise). Prompts are ESD's here (`templates`).
+
+On the demo model a sentence that is led to its replacement (`neutral`) erases 1.00 and keeps 0.96, where the published
+form erases 0.88 and keeps 0.83; but attacks then show the concept in 0.59 of the pictures, and in 0.38 after this.
 Official code read, not copied: OPTML-Group/AdvUnlearn (CC BY 4.0).
 """
 
@@ -24,7 +27,7 @@ from ..learn.after import After
 from ..learn.full import Full
 from ..learn.low_rank import LowRank
 from ..learn.moment import ATTACKED, CONCEPT
-from ..learn.plan import COSINE, Plan, Schedule
+from ..learn.plan import Plan, Schedule
 from ..learn.regress import same
 from ..learn.rollout import Rollout
 from ..learn.scenes import concept_scenes, kept_scenes
@@ -132,11 +135,11 @@ class AdvUnlearn:
             shared.cfg(3.0),
             shared.sampling_steps(50),
             shared.trajectories(),
-            shared.neutral(),
+            shared.neutral(shared.EMPTY),
         ),
     )
     schedule = Schedule(steps=1000, rate=1e-5, rank=16)
-    small = Schedule(steps=40, rate=2e-4, batch=2, rank=8, course=COSINE)
+    small = Schedule(steps=40, rate=2e-4, batch=2, rank=8)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         rolled = shared.rollout_of(settings, concept_scenes(task, str(settings["templates"])))

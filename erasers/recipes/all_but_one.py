@@ -3,7 +3,7 @@
 The paper changes the guidance term alone, S(concept) - S(null), holds the unconditional prediction against drift, and
 lets the user choose an alternative a. No code is public, and the equations here are inferred from its abstract:
 
-    L_guide = mse(S(concept) - sg[S(null)], T(a) - T(null)),    a the replacement, or the empty prompt
+    L_guide = mse(S(concept) - sg[S(null)], T(a) - T(null)),    a the sentence with the replacement, or without it
     L_null  = mse(S(null), T(null))
     L       = L_guide + lambda L_null
 
