@@ -66,7 +66,7 @@ def eta(default: float, published: str) -> Parameter:
     )
 
 
-def neutral(default: str = REPLACEMENT) -> Parameter:
+def neutral() -> Parameter:
     """What the negative guidance of a sentence leads to.
 
     The empty prompt, as published for the bare name, is led to from all the sentence says: ESD's training of the demo
@@ -74,10 +74,10 @@ def neutral(default: str = REPLACEMENT) -> Parameter:
     """
     return Parameter(
         "neutral",
-        default,
+        REPLACEMENT,
         "What a sentence with the concept is led to instead: itself with the replacement, or without the concept where "
         "it has none (replacement), or the empty prompt (empty), published for the bare name, which leads away from "
-        f"all its other words as well. Start with {default}.",
+        f"all its other words as well. Start with {REPLACEMENT}.",
         choices=(REPLACEMENT, EMPTY),
         optional=True,
     )

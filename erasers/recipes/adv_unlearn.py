@@ -3,7 +3,7 @@
 An adversary puts k free vectors v into the prompt that the text encoder E reads, until the student predicts again what
 the teacher does (learn/soft_tokens.py). Against it the encoder is trained, while prompts r keep what they mean:
 
-    L = mse( S(x, E(v + c)), T(null) - eta [T(c) - T(null)] ) + gamma mse( S(x_r, E(r)), T(x_r, r) )
+    L = mse( S(x, E(v + c)), T(n) - eta [T(c) - T(n)] ) + gamma mse( S(x_r, E(r)), T(x_r, r) )
 
 The first fifth of the steps goes without the adversary. The denoiser stays as it is, so that the encoder erases in
 every model that reads it.
@@ -13,8 +13,9 @@ each inner step has its own, and a prompt is split at tokens. One optimiser step
 them each ("iter"). Biases, norms and embeddings are not trained. Latents are at the level that the model is told, and
 are used again (`latents` tells otherwise). Prompts are ESD's here (`templates`).
 
-On the demo model a sentence that is led to its replacement (`neutral`) erases 1.00 and keeps 0.96, where the published
-form erases 0.88 and keeps 0.83; but attacks then show the concept in 0.59 of the pictures, and in 0.38 after this.
+n is the sentence with the replacement, or without the concept (`neutral`). On the demo model that erases 1.00
+and keeps 0.90, and eight attacks show the concept in 0.30 of the pictures; from the empty prompt, as published for the
+bare name, it is 0.88, 0.83 and 0.38. A rate that falls keeps more (0.96), but attacks then show it in 0.59.
 Official code read, not copied: OPTML-Group/AdvUnlearn (CC BY 4.0).
 """
 
@@ -135,7 +136,7 @@ class AdvUnlearn:
             shared.cfg(3.0),
             shared.sampling_steps(50),
             shared.trajectories(),
-            shared.neutral(shared.EMPTY),
+            shared.neutral(),
         ),
     )
     schedule = Schedule(steps=1000, rate=1e-5, rank=16)

@@ -76,7 +76,7 @@ class SPM:
         ),
     )
     schedule = Schedule(steps=3000, rate=1e-4, optimizer=ADAMW, decay=0.01, course=RESTARTS, warmup=500)
-    small = Schedule(steps=150, rate=3e-3, batch=4, optimizer=ADAMW, decay=0.01, course=RESTARTS, warmup=25)
+    small = Schedule(steps=200, rate=3e-3, batch=4, optimizer=ADAMW, decay=0.01, course=RESTARTS, warmup=25)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         scenes = concept_scenes(task, str(settings["templates"]))

@@ -9,7 +9,7 @@ import torch
 from lethe.erasers.algebra.hooks import gradients
 from lethe.erasers.learn.after import After
 from lethe.erasers.learn.loop import train
-from lethe.erasers.learn.moment import ATTACKED, CONCEPT, NULL, TEACHER, Ask
+from lethe.erasers.learn.moment import ANCHOR, ATTACKED, CONCEPT, NULL, TEACHER, Ask
 from lethe.erasers.learn.soft_tokens import Attacked
 from toy_trainee import distance, gradient_names, job_of, run_of, tiny_task
 
@@ -17,14 +17,15 @@ QUICK = {"sampling_steps": 4, "trajectories": 1, "attack_steps": 2, "kept_rows":
 
 
 @pytest.mark.parametrize(("eta", "factor"), [(1.0, 4.0), (2.0, 9.0)])
-def test_without_attack_the_first_losses_are_esds_and_none(eta: float, factor: float) -> None:
+@pytest.mark.parametrize(("neutral", "role"), [("replacement", ANCHOR), ("empty", NULL)])
+def test_without_attack_the_first_losses_are_esds_and_none(eta: float, factor: float, neutral: str, role: str) -> None:
     task = tiny_task()
-    run = run_of(job_of("adv_unlearn", task, {**QUICK, "eta": eta, "plain": 1.0}), task)
+    run = run_of(job_of("adv_unlearn", task, {**QUICK, "eta": eta, "plain": 1.0, "neutral": neutral}), task)
     with torch.no_grad(), run.active():
         moment = run.draw()
         run.make(moment)
         erase, keep = run.losses(moment)
-        assert float(erase) == pytest.approx(factor * distance(run, moment, CONCEPT), rel=1e-4)
+        assert float(erase) == pytest.approx(factor * distance(run, moment, CONCEPT, role), rel=1e-4)
         assert float(keep) == pytest.approx(0, abs=1e-10)
         assert len(moment["kept"].x) == QUICK["kept_rows"] * len(moment["x"].x)
         assert {scene[CONCEPT] for scene in moment["kept"].scenes} <= {"tree", "a green heart"}
@@ -69,10 +70,10 @@ def test_the_student_is_trained_on_what_the_adversary_found() -> None:
         erase = run.losses(moment)[0]
         made = run.of_role(Ask(TEACHER, ATTACKED), moment["x"])
         said = run.teacher(moment["x"], made)
-        plain, null = (
-            run.teacher(moment["x"], run.of_role(Ask(TEACHER, role), moment["x"])) for role in (CONCEPT, NULL)
+        plain, anchor = (
+            run.teacher(moment["x"], run.of_role(Ask(TEACHER, role), moment["x"])) for role in (CONCEPT, ANCHOR)
         )
-        assert float(erase) == pytest.approx(float((said - (2 * null - plain)).square().mean()), rel=1e-4)
+        assert float(erase) == pytest.approx(float((said - (2 * anchor - plain)).square().mean()), rel=1e-4)
         assert float((said - plain).abs().max()) > 1e-3
 
 
