@@ -14,7 +14,7 @@ them each ("iter"). Biases, norms and embeddings are not trained. Latents are at
 are used again (`latents` tells otherwise). Prompts are ESD's here (`templates`).
 
 n is the sentence with the replacement, or without the concept (`neutral`). On the demo model that erases 1.00
-and keeps 0.90, and eight attacks show the concept in 0.30 of the pictures; from the empty prompt, as published for the
+and keeps 0.92, and eight attacks show the concept in 0.27 of the pictures; from the empty prompt, as published for the
 bare name, it is 0.88, 0.83 and 0.38. A rate that falls keeps more (0.96), but attacks then show it in 0.59.
 Official code read, not copied: OPTML-Group/AdvUnlearn (CC BY 4.0).
 """
@@ -140,7 +140,7 @@ class AdvUnlearn:
         ),
     )
     schedule = Schedule(steps=1000, rate=1e-5, rank=16)
-    small = Schedule(steps=40, rate=2e-4, batch=2, rank=8)
+    small = Schedule(steps=40, rate=1.5e-4, batch=2, rank=8)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         rolled = shared.rollout_of(settings, concept_scenes(task, str(settings["templates"])))
