@@ -210,6 +210,8 @@ class Guarding:
             the prompt's `words`.
         further: how it edits text features that enter beside those of the sites, by their stream; its reader is then
             told the tokens of each of their encoders by itself.
+        spares_negative: whether the mix leaves the negative's prediction unread; its first prompt's then stands there,
+            and the negative's is not made.
         redirect: how it keeps self-attention from looking into a mask, for one of its own prompts, or None.
     """
 
@@ -229,6 +231,7 @@ class Guarding:
     nudge: Nudge | None = None
     rivals: Rivals | None = None
     further: Mapping[str, TextPart] = field(default_factory=dict)
+    spares_negative: bool = False
     redirect: Redirect | None = None
 
 

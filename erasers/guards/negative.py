@@ -38,7 +38,7 @@ class TimedNegative:
 class Negative:
     """Puts the concepts into the negative prompt for a part of sampling."""
 
-    needs = "Needs guidance (CFG above 1). One prediction more per step, in its window."
+    needs = "Needs guidance (CFG above 1). Beside the negative prompt: one prediction more per step, in its window."
     spec = MethodSpec(
         name="negative",
         title="Timed negative prompt",
@@ -68,6 +68,7 @@ class Negative:
             (prompt,),
             TimedNegative(prompt, settings["against"] == BESIDE),
             window_of(settings),
+            spares_negative=settings["against"] == INSTEAD,
             refuses_unguided="A negative prompt acts only through guidance, and there is none at CFG 1.",
         )
 

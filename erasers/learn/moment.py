@@ -14,6 +14,8 @@ from ..task import EncodedPrompt
 
 NULL, CONCEPT, ANCHOR, HELD, ATTACKED = "null", "concept", "anchor", "held", "attacked"
 """Roles: the empty prompt, what is erased, what stands for it, a prompt to keep, the concept under attack."""
+NAME = "name"
+"""Role of a concept's bare name, whose tokens stand in the concept's prompt."""
 TEACHER, STUDENT, STILL, AVERAGE = "teacher", "student", "still", "average"
 """Who predicts: the model before training, the model in training, the latter without gradients, and its moving
 average."""

@@ -12,6 +12,7 @@ from .law import Law, evenly
 from .moment import CONCEPT, MAIN, NULL, Latents, Scene
 from .rollout import in_parts, levels, roll
 from .run import Run
+from .scenes import by_turns
 from .space import mixed
 
 
@@ -29,10 +30,10 @@ class Pictures:
     """Pictures of each scene's `role`, noised anew at every draw.
 
     Attributes:
-        scenes: the prompts; pictures take them in turn.
+        scenes: the prompts; pictures take them by turns of the names in them.
         role: what the pictures show.
         name: of the latents.
-        count: pictures that are drawn where the user gave none.
+        count: pictures that are drawn where the user gave none; one of each name at least.
         steps, cfg: to draw them with.
         law: of the times.
         given: whether the user's pictures are used where there are any; they show the concept.
@@ -65,14 +66,14 @@ class Pictures:
     def _clean(self, run: Run) -> Clean:
         task = run.task
         if self.given and task.pictures is not None:
-            scenes = tuple(self.scenes[i % len(self.scenes)] for i in range(len(task.pictures)))
+            scenes = by_turns(self.scenes, len(task.pictures))[: len(task.pictures)]
             return Clean(task.pictures, scenes, task.regions)
-        scenes = tuple(self.scenes[i % len(self.scenes)] for i in range(self.count))
+        scenes = by_turns(self.scenes, self.count)
         generator = run.fork(f"pictures {self.name} {self.role}")
-        noise = torch.randn(self.count, *run.model.latent_shape(), generator=generator)
+        noise = torch.randn(len(scenes), *run.model.latent_shape(), generator=generator)
         sigmas = levels(run.model, self.steps)
         parts = []
-        todo = in_parts(self.count)
+        todo = in_parts(len(scenes))
         for part in task.track(todo, len(todo)):
             some = scenes[part]
             said = run.features([scene[self.role] for scene in some])

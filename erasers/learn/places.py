@@ -13,23 +13,11 @@ from torch import Tensor
 
 from ..errors import ConceptError, FamilyError
 from ..task import EncodedPrompt, Task
-from .moment import ANCHOR, CONCEPT, Scene
-from .scenes import concept_scenes, filled, scene
+from .moment import CONCEPT, NAME, Scene
 
-NAME = "name"
-"""Role of a concept's bare name, whose tokens stand in the concept's prompt."""
 NONE, FIRST, EVERY = "none", "first", "all"
 ENDS = (EVERY, FIRST, NONE)
 """Which end tokens count as the concept's own, beside those of its name."""
-
-
-def named_scenes(task: Task, frames: Sequence[str]) -> tuple[Scene, ...]:
-    """Every name of every concept in every frame, with the name beside it; see `concept_scenes`."""
-    return tuple(
-        {**scene(frame.format(own[CONCEPT]), filled(frame, own[ANCHOR])), NAME: own[CONCEPT]}
-        for own in concept_scenes(task, "none")
-        for frame in frames
-    )
 
 
 def token_mask(task: Task, scenes: Sequence[Scene], ends: str = NONE) -> Tensor:

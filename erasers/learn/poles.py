@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ..algebra.context import TEMPLATES
 from ..task import Task
-from .moment import ANCHOR, CONCEPT, NULL, TEACHER, Scene
+from .moment import ANCHOR, CONCEPT, NAME, NULL, TEACHER, Scene
 from .scenes import concept_scenes, scene
 
 NEUTRAL = "neutral"
@@ -33,7 +33,7 @@ def pole_scenes(task: Task, templates: str, attributes: Sequence[str] = ()) -> t
     # For its checks: this makes the same scenes, without the neutral prompt.
     concept_scenes(task, templates)
     return tuple(
-        _with(attribute, {**scene(frame.format(name), frame.format(concept.replacement)), NEUTRAL: frame.format("")})
+        {**_with(attribute, scene(frame.format(name), frame.format(concept.replacement)), frame.format("")), NAME: name}
         for concept in task.concepts.erase
         for name in concept.names
         for frame in TEMPLATES[templates]
@@ -41,7 +41,7 @@ def pole_scenes(task: Task, templates: str, attributes: Sequence[str] = ()) -> t
     )
 
 
-def _with(attribute: str, prompts: Mapping[str, str]) -> Scene:
-    """The scene with an attribute before its prompts, the opposite of both poles included where there is one."""
-    roles = (CONCEPT, ANCHOR, NEUTRAL)
-    return {NULL: "", **{role: " ".join(f"{attribute} {prompts[role]}".split()) for role in roles}}
+def _with(attribute: str, poles: Scene, neutral: str) -> Scene:
+    """The scene with an attribute before its prompts."""
+    prompts = {CONCEPT: poles[CONCEPT], ANCHOR: poles[ANCHOR], NEUTRAL: neutral}
+    return {NULL: "", **{role: " ".join(f"{attribute} {prompt}".split()) for role, prompt in prompts.items()}}

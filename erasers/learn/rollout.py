@@ -21,6 +21,7 @@ from ..target import Track, untracked
 from .law import Law
 from .moment import AVERAGE, CONCEPT, MAIN, NULL, TEACHER, Features, Latents, Scene
 from .run import Run
+from .scenes import by_turns
 from .space import denoised_from, wide
 
 _ROWS = 8
@@ -38,8 +39,8 @@ class Rollout:
         steps: N, steps of a whole rollout.
         who: TEACHER, STUDENT or AVERAGE; only the teacher's are kept.
         role: what is rolled out; against: the other side of the guidance.
-        kept: trajectories of the teacher that are kept and drawn from; 0 to roll out anew at every step, up to the
-            level that is drawn, as the published programs do.
+        kept: trajectories of the teacher that are kept and drawn from, one of each name at least; 0 to roll out anew
+            at every step, up to the level that is drawn, as the published programs do.
         zones: the parts of the trajectory that latents are drawn from, by the latents' name, as shares of its steps.
         law: of the times in those parts; None for every step alike.
         says: gives the features that it is rolled out under, where no prompt has them; None for the role's prompts.
@@ -82,10 +83,10 @@ class Rollout:
     def _trajectories(self, run: Run) -> Path:
         generator = run.fork(f"rollout {self.role}")
         order = torch.randperm(len(self.scenes), generator=generator).tolist()
-        scenes = tuple(self.scenes[order[i % len(order)]] for i in range(self.kept))
-        noise = torch.randn(self.kept, *run.model.latent_shape(), generator=generator)
+        scenes = by_turns([self.scenes[i] for i in order], self.kept)
+        noise = torch.randn(len(scenes), *run.model.latent_shape(), generator=generator)
         last = max(round(high * self.steps) for _, high in (self.zones or {MAIN: (0.0, 1.0)}).values()) - 1
-        track, parts = run.task.track, in_parts(self.kept)
+        track, parts = run.task.track, in_parts(len(scenes))
         return Path.joined([self._roll(run, noise[p], scenes[p], last, track) for p in track(parts, len(parts))])
 
     def _roll(self, run: Run, noise: Tensor, scenes: tuple[Scene, ...], last: int, track: Track = untracked) -> Path:

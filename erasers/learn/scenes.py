@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from ..algebra.context import TEMPLATES
 from ..concepts import Concept
 from ..errors import ConceptError
 from ..task import Task
-from .moment import ANCHOR, CONCEPT, NULL, Scene
+from .moment import ANCHOR, CONCEPT, NAME, NULL, Scene
 
 
 def concept_scenes(task: Task, templates: str) -> tuple[Scene, ...]:
-    """Every name of every concept in every sentence of a set, beside its replacement in it.
+    """Scenes of every concept in every sentence of a set of `TEMPLATES`; see `framed_scenes`."""
+    return framed_scenes(task, TEMPLATES[templates])
+
+
+def framed_scenes(task: Task, frames: Sequence[str]) -> tuple[Scene, ...]:
+    """Every name of every concept in every frame, beside its replacement in it and the bare name.
 
     A concept without a replacement has the sentence without it for an anchor.
 
@@ -24,10 +30,10 @@ def concept_scenes(task: Task, templates: str) -> tuple[Scene, ...]:
     for concept in task.concepts.erase:
         _check(task, concept)
     return tuple(
-        scene(frame.format(name), filled(frame, concept.replacement))
+        {**scene(frame.format(name), filled(frame, concept.replacement)), NAME: name}
         for concept in task.concepts.erase
         for name in concept.names
-        for frame in TEMPLATES[templates]
+        for frame in frames
     )
 
 
@@ -39,6 +45,22 @@ def filled(frame: str, name: str) -> str:
 def scene(concept: str, anchor: str = "") -> Scene:
     """A scene of what is erased and what stands for it."""
     return {NULL: "", CONCEPT: concept, ANCHOR: anchor}
+
+
+def by_turns(scenes: Sequence[Scene], count: int) -> tuple[Scene, ...]:
+    """A number of scenes, or one of each name where there are more names than that.
+
+    Every name has a turn before any has another; a name's own scenes come in the order that they are given in, and
+    all of them again when none is left. Scenes without a name are all of one.
+    """
+    turns: Counter[str] = Counter()
+    places = []
+    for own in scenes:
+        name = own.get(NAME, "")
+        places.append((turns[name], len(places)))
+        turns[name] += 1
+    ordered = [scenes[place] for _, place in sorted(places)]
+    return tuple(ordered[i % len(ordered)] for i in range(max(count, len(turns))))
 
 
 def kept_scenes(task: Task) -> tuple[Scene, ...]:

@@ -162,8 +162,8 @@ def trajectories() -> Parameter:
     return Parameter(
         "trajectories",
         16,
-        "Trajectories that are kept where latents are kept, 1 to 1024; 16 is enough for one concept. They lie in "
-        "ordinary memory.",
+        "Trajectories that are kept where latents are kept, 1 to 1024, and one for each concept at least; 16 is "
+        "enough for one concept. They lie in ordinary memory.",
         minimum=1,
         maximum=1024,
         step=1,

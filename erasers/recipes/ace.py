@@ -31,8 +31,7 @@ from ..learn import settings as shared
 from ..learn.anti_edit import AntiEdit
 from ..learn.drawn import Drawn, drawn_roles
 from ..learn.low_rank import LowRank
-from ..learn.moment import ANCHOR, CONCEPT, Scene
-from ..learn.places import NAME
+from ..learn.moment import ANCHOR, CONCEPT, NAME, Scene
 from ..learn.plan import Plan, Schedule
 from ..learn.regress import negative_guidance, same
 from ..learn.scenes import concept_scenes, held_prompts
@@ -122,7 +121,7 @@ def _scenes(task: Task, frames: Sequence[str]) -> tuple[Scene, ...]:
     other words as well, of which each sentence has others.
     """
     named = concept_scenes(task, "none")
-    return tuple({**own, NAME: own[CONCEPT], CONCEPT: frame.format(own[CONCEPT])} for own in named for frame in frames)
+    return tuple({**own, CONCEPT: frame.format(own[CONCEPT])} for own in named for frame in frames)
 
 
 RECIPE = ACE()

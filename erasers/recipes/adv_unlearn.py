@@ -22,6 +22,7 @@ Official code read, not copied: OPTML-Group/AdvUnlearn (CC BY 4.0).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ..learn import settings as shared
 from ..learn.after import After
@@ -30,7 +31,6 @@ from ..learn.low_rank import LowRank
 from ..learn.moment import ATTACKED, CONCEPT
 from ..learn.plan import Plan, Schedule
 from ..learn.regress import same
-from ..learn.rollout import Rollout
 from ..learn.scenes import concept_scenes, kept_scenes
 from ..learn.soft_tokens import BETWEEN, LATEST, PREFIX, RANDOM, Attacked, SoftTokens
 from ..learn.switch import Switch
@@ -143,6 +143,7 @@ class AdvUnlearn:
     small = Schedule(steps=40, rate=1.5e-4, batch=2, rank=8)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
+        rows = int(settings["kept_rows"])
         rolled = shared.rollout_of(settings, concept_scenes(task, str(settings["templates"])))
         adversary = SoftTokens(
             rolled,
@@ -152,11 +153,13 @@ class AdvUnlearn:
             float(settings["attack_rate"]),
             str(settings["start"]),
         )
-        kept: Rollout = shared.rollout_of(settings, kept_scenes(task), {_KEPT: (0.0, 1.0)})
+        kept = shared.rollout_of(settings, kept_scenes(task), {_KEPT: (0.0, 1.0)})
+        # As much more of what is kept is drawn, so that few trajectories would leave most prompts out.
+        kept = replace(kept, kept=max(kept.kept, min(kept.kept * rows, len(kept.scenes))))
         where, full = str(settings["sites"]), settings["form"] == shared.FULL
         return Plan(
             parameters=Full(where, TEXT) if full else LowRank(where, part=TEXT),
-            sources=(rolled, Wider(kept, int(settings["kept_rows"]))),
+            sources=(rolled, Wider(kept, rows)),
             makers={ATTACKED: After(adversary, Switch(float(settings["plain"])))},
             terms=(
                 Attacked(shared.guidance_of(settings, ATTACKED), adversary),

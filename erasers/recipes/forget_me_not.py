@@ -22,8 +22,9 @@ from ..learn import settings as shared
 from ..learn.attention_norm import AttentionNorm
 from ..learn.full import Full
 from ..learn.pictures import Pictures
-from ..learn.places import ENDS, EVERY, named_scenes
+from ..learn.places import ENDS, EVERY
 from ..learn.plan import ADAMW, Plan, Schedule
+from ..learn.scenes import framed_scenes
 from ..learn.where import ALL, CROSS
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
@@ -65,7 +66,7 @@ class ForgetMeNot:
     small = Schedule(steps=35, rate=6e-5, batch=4, optimizer=ADAMW, decay=0.01, clip=1.0)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
-        scenes = named_scenes(task, (_FRAMES[str(settings["wording"])],))
+        scenes = framed_scenes(task, (_FRAMES[str(settings["wording"])],))
         return Plan(
             parameters=Full(str(settings["sites"])),
             sources=(Pictures(scenes, count=int(settings["pictures"]), given=True),),

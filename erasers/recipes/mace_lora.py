@@ -24,17 +24,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..algebra.context import TEMPLATES
 from ..learn import settings as shared
 from ..learn.attention_norm import AttentionNorm
 from ..learn.law import evenly
 from ..learn.low_rank import LowRank
 from ..learn.moment import Latents
 from ..learn.pictures import Pictures
-from ..learn.places import ENDS, EVERY, named_scenes
+from ..learn.places import ENDS, EVERY
 from ..learn.plan import ADAMW, Plan, Schedule
 from ..learn.region import OwnMaps
 from ..learn.run import Run
+from ..learn.scenes import concept_scenes
 from ..learn.started import Started, fitted
 from ..learn.where import KEYS_VALUES
 from ..spec import MethodSpec, Parameter, Value
@@ -95,7 +95,7 @@ class MACELoRA:
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         kind = str(settings["templates"])
-        scenes = named_scenes(task, TEMPLATES[kind])
+        scenes = concept_scenes(task, kind)
         refined = fitted(task, "mace", {"templates": _STYLE if kind == _STYLE else "object"})
         law = band if settings["times"] == BAND else evenly
         where = Inside(OwnMaps(float(settings["threshold"]))) if settings["region"] == INSIDE else None

@@ -21,15 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..algebra.context import TEMPLATES
 from ..learn import settings as shared
 from ..learn.bottleneck import Bottlenecks
 from ..learn.local import Local
 from ..learn.moment import ATTACKED
-from ..learn.places import named_scenes
 from ..learn.plan import Plan, Schedule
 from ..learn.region import OwnMaps
 from ..learn.regress import negative_guidance
+from ..learn.scenes import concept_scenes
 from ..learn.soft_prompt import SoftPrompt
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
@@ -100,7 +99,7 @@ class Receler:
     small = Schedule(steps=40, rate=6e-3, batch=2, rank=32)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
-        scenes = named_scenes(task, TEMPLATES[str(settings["templates"])])
+        scenes = concept_scenes(task, str(settings["templates"]))
         attack = SoftPrompt(
             int(settings["attack_tokens"]), int(settings["attack_steps"]), float(settings["attack_rate"])
         )

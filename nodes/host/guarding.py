@@ -343,8 +343,12 @@ def _predict(guards: Sequence[Installed]) -> Callable[..., Any]:
             if guard.plan.unedited:
                 others = [other for other in guards if other is not guard]
                 extra[guard, None] = [run.edits.edited(others, c, percent) for c in conds[0]]
-        said, unsaid, *seen = executor(model, [*asked, *extra.values()], x, timestep, options)
-        found = dict(zip(extra, seen, strict=True))
+        first = mixing[0]
+        spares = first.plan.spares_negative and bool(run.rows(first, len(x)).all())
+        said, unsaid, *others = executor(
+            model, [*(asked[:1] if spares else asked), *extra.values()], x, timestep, options
+        )
+        found = dict(zip(extra, [unsaid, *others] if spares else others, strict=True))
         run.step_to(sigma)
         for guard in mixing:
             own = {prompt: found[guard, prompt] for prompt in guard.plan.prompts}

@@ -42,12 +42,13 @@ def demo_vae() -> Any:
     return LetheDemoModel.execute().result[2]
 
 
-def sample(model: Any, clip: Any, prompt: str = PROMPT, cfg: float = 4.0, steps: int = 6, size: int = 128) -> Any:
+def sample(
+    model: Any, clip: Any, prompt: str = PROMPT, cfg: float = 4.0, steps: int = 6, size: int = 128, against: str = ""
+) -> Any:
     import nodes
 
     with torch.inference_mode():
-        positive = nodes.CLIPTextEncode().encode(clip, prompt)[0]
-        negative = nodes.CLIPTextEncode().encode(clip, "")[0]
+        positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in (prompt, against))
         latent = nodes.EmptyLatentImage().generate(size, size, 1)[0]
         return nodes.KSampler().sample(model, 3, steps, cfg, "ddim", "normal", positive, negative, latent)[0]["samples"]
 
@@ -184,9 +185,9 @@ def test_a_guard_goes_with_an_eraser_and_a_lora(demo: Any, plain: Any) -> None:
     assert torch.equal(sample(*demo[:2]), plain[PROMPT])
 
 
-def test_the_guards_prompts_share_the_batch_and_only_in_their_window(demo: Any) -> None:
+def _batches(model: Any, clip: Any) -> list[int]:
+    """The rows that the model is given at each of six steps."""
     sizes: list[int] = []
-    model, clip, _ = guarded(demo, "negative", settings={"start": 0.5})
     model = model.clone()
 
     def count(apply: Any, given: Any) -> Any:
@@ -195,7 +196,28 @@ def test_the_guards_prompts_share_the_batch_and_only_in_their_window(demo: Any) 
 
     model.set_model_unet_function_wrapper(count)
     sample(model, clip, steps=6)
-    assert sizes == [2, 2, 2, 3, 3, 3]
+    return sizes
+
+
+def test_the_guards_prompts_share_the_batch_and_only_in_their_window(demo: Any) -> None:
+    half = {"start": 0.5}
+    assert _batches(*guarded(demo, "negative", settings={**half, "against": "beside"})[:2]) == [2, 2, 2, 3, 3, 3]
+    assert _batches(*guarded(demo, "negative", settings=half)[:2]) == [2] * 6, "nothing reads the negative's prediction"
+
+
+def test_a_negative_that_another_guard_reads_is_predicted(demo: Any) -> None:
+    timed, safe = ("negative", {}), ("sld", {"warmup": 0.0})
+    for order, rows in (((timed, safe), 3), ((safe, timed), 4)):
+        found = demo
+        for name, settings in order:
+            found = guarded(found, name, settings=settings)
+        assert _batches(*found[:2]) == [rows] * 6, order
+
+
+def test_a_timed_negative_that_always_acts_is_a_negative_prompt(demo: Any, plain: Any) -> None:
+    drawn = sample(*guarded(demo, "negative")[:2], against="a tree")
+    assert torch.equal(drawn, sample(*demo[:2], against="ball"))
+    assert not torch.allclose(drawn, plain[PROMPT], atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from lethe.erasers.errors import ConceptError, FamilyError
-from lethe.erasers.learn.places import EVERY, FIRST, NONE, end_places, name_places, named_scenes, token_mask
+from lethe.erasers.learn.places import EVERY, FIRST, NONE, end_places, name_places, token_mask
+from lethe.erasers.learn.scenes import framed_scenes
 from lethe.erasers.task import EncodedPrompt
 from toy_trainee import tiny_task, world
 
@@ -39,7 +40,7 @@ def test_an_encoder_without_token_ids_is_refused() -> None:
 
 def test_a_mask_has_a_row_for_each_scene() -> None:
     task = tiny_task()
-    scenes = named_scenes(task, ("{}", "a photo of {}"))
+    scenes = framed_scenes(task, ("{}", "a photo of {}"))
     assert [(found["concept"], found["name"]) for found in scenes] == [("ball", "ball"), ("a photo of ball", "ball")]
     assert token_mask(task, scenes).nonzero().tolist() == [[0, 1], [1, task.encode(["a photo of ball"])[0].last]]
     assert token_mask(task, scenes, EVERY)[0].tolist() == [0.0] + [1.0] * 76

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.errors import ConceptError
-from lethe.erasers.learn.moment import ANCHOR, CONCEPT, NULL, TEACHER
+from lethe.erasers.learn.moment import ANCHOR, CONCEPT, NAME, NULL, TEACHER
 from lethe.erasers.learn.poles import NEUTRAL, pole_scenes, pole_shift
 from toy_trainee import tiny_task
 
@@ -22,8 +22,8 @@ def test_weights_of_a_shift() -> None:
 def test_an_attribute_stands_before_every_prompt() -> None:
     scenes = pole_scenes(tiny_task(), "none", ("blue",))
     assert scenes == (
-        {NULL: "", CONCEPT: "ball", ANCHOR: "box", NEUTRAL: ""},
-        {NULL: "", CONCEPT: "blue ball", ANCHOR: "blue box", NEUTRAL: "blue"},
+        {NULL: "", CONCEPT: "ball", ANCHOR: "box", NEUTRAL: "", NAME: "ball"},
+        {NULL: "", CONCEPT: "blue ball", ANCHOR: "blue box", NEUTRAL: "blue", NAME: "ball"},
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lethe.erasers.algebra.hooks import gradients
+from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.learn.after import After
 from lethe.erasers.learn.loop import train
 from lethe.erasers.learn.moment import ANCHOR, ATTACKED, CONCEPT, NULL, TEACHER, Ask
@@ -29,6 +30,16 @@ def test_without_attack_the_first_losses_are_esds_and_none(eta: float, factor: f
         assert float(keep) == pytest.approx(0, abs=1e-10)
         assert len(moment["kept"].x) == QUICK["kept_rows"] * len(moment["x"].x)
         assert {scene[CONCEPT] for scene in moment["kept"].scenes} <= {"tree", "a green heart"}
+
+
+@pytest.mark.parametrize(("trajectories", "prompts"), [(1, 2), (2, 3), (16, 3)])
+def test_as_many_prompts_are_kept_as_rows_are_drawn_of_them(trajectories: int, prompts: int) -> None:
+    kept = ("a green heart", "a red moon", "a blue fish")
+    task = tiny_task(ConceptList((Concept("ball"),), kept))
+    run = run_of(job_of("adv_unlearn", task, {**QUICK, "trajectories": trajectories}, batch=40), task)
+    with torch.no_grad(), run.active():
+        scenes = run.draw()["kept"].scenes
+    assert len({scene[CONCEPT] for scene in scenes}) == prompts
 
 
 @pytest.mark.parametrize("form", ["full", "low rank"])

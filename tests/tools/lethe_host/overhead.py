@@ -1,9 +1,10 @@
 """What guards cost while a picture is drawn in ComfyUI: on the demo model and on a full-size one of random weights.
 
-`python -m lethe_host.overhead [GUARD ...] [--model demo|sd1] [--steps 8] [--repeats 5] [--side 32]`. Every round draws
-once without and once with each guard, in turn, on one thread; what is printed compares the least of the process's own
-seconds, which a busy machine can only make more, and tells the most memory that a drawing took beside the model's, and
-the time that the node itself takes once. The same without a guard, drawn twice, tells how far ratios can be trusted.
+`python -m lethe_host.overhead [GUARD ...] [--model demo|sd1] [--steps 8] [--repeats 40] [--side 32]`. Every round draws
+once without and once with each guard, in any order, on one thread. What is printed compares the least of the process's
+own seconds for each step, which a busy machine can only make more, summed over the steps, and tells the most memory
+that a drawing took beside the model's, and the time that the node itself takes once. The same without a guard, drawn
+twice, tells how far ratios can be trusted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import ctypes
 import importlib
+import itertools
+import random
 import sys
 import tempfile
 import time
@@ -36,13 +39,21 @@ _NOW, _MOST = "VmRSS", "VmHWM"
 
 @dataclass
 class Drawn:
-    """A guarded model and its text encoder, the seconds that the node took, and what each drawing took."""
+    """A guarded model and its text encoder, the seconds that the node took, and what each drawing took.
+
+    Attributes:
+        seconds: by drawing, of each step; the first has what precedes it, and one more stands for what follows.
+    """
 
     model: Any
     clip: Any
     once: float
-    seconds: list[float] = field(default_factory=list)
+    seconds: list[list[float]] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
+
+    def least(self) -> float:
+        """Seconds of a drawing whose every step met a quiet machine; the first drawing warms up."""
+        return sum(min(own) for own in zip(*self.seconds[1:], strict=True))
 
 
 def main() -> None:
@@ -50,7 +61,7 @@ def main() -> None:
     parser.add_argument("guards", nargs="*", help="all, and attention reweighting, when left out")
     parser.add_argument("--model", choices=["demo", "sd1"], default="demo")
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--side", type=int, default=32, help="latent pixels of a side")
     options = parser.parse_args()
     _start_host()
@@ -61,16 +72,16 @@ def main() -> None:
         model, clip = _demo() if options.model == "demo" else _stable_diffusion()
         runs = {PLAIN: Drawn(model, clip, 0.0), AGAIN: Drawn(model, clip, 0.0)}
         runs |= {name: _guarded(model, clip, name, options.side) for name in options.guards or _all_guards()}
+        order = random.Random(0)
         for _ in range(options.repeats + 1):
-            for run in runs.values():
+            for run in order.sample(list(runs.values()), len(runs)):
                 _draw(run, options)
     print(f"{options.model}, {options.steps} steps, latents of {options.side}, CFG 4, one thread:")
     plain = runs.pop(PLAIN)
-    # The first round warms up.
-    least = min(plain.seconds[1:])
+    least = plain.least()
     print(f"  {least / options.steps * 1000:.0f} ms a step without a guard, {max(plain.memory[1:]) >> 20} MiB")
     for name, run in runs.items():
-        ratio, memory = min(run.seconds[1:]) / least, max(run.memory[1:]) >> 20
+        ratio, memory = run.least() / least, max(run.memory[1:]) >> 20
         print(
             f"  {name}: {100 * (ratio - 1):+.1f} % of sampling, {memory} MiB, {run.once * 1000:.0f} ms once", flush=True
         )
@@ -128,12 +139,21 @@ def _guarded(model: Any, clip: Any, name: str, side: int) -> Drawn:
 def _draw(run: Drawn, options: argparse.Namespace) -> None:
     """One sampling; the prompts are encoded before."""
     nodes: Any = importlib.import_module("nodes")
+    sample: Any = importlib.import_module("comfy.sample")
     positive, negative = (nodes.CLIPTextEncode().encode(run.clip, prompt)[0] for prompt in (PROMPT, ""))
-    latent = nodes.EmptyLatentImage().generate(8 * options.side, 8 * options.side, 1)[0]
+    latent = nodes.EmptyLatentImage().generate(8 * options.side, 8 * options.side, 1)[0]["samples"]
+    noise, times = sample.prepare_noise(latent, 3), []
     _forget()
-    before, started = _memory(_NOW), time.process_time()
-    nodes.KSampler().sample(run.model, 3, options.steps, 4.0, "ddim", "normal", positive, negative, latent)
-    run.seconds.append(time.process_time() - started)
+    before = _memory(_NOW)
+
+    def look(*_: object) -> None:
+        times.append(time.process_time())
+
+    look()
+    schedule = options.steps, 4.0, "ddim", "normal"
+    sample.sample(run.model, noise, *schedule, positive, negative, latent, callback=look, disable_pbar=True, seed=3)
+    look()
+    run.seconds.append([end - start for start, end in itertools.pairwise(times)])
     run.memory.append(_memory(_MOST) - before)
 
 
