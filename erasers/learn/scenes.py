@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import cycle
 
 from ..algebra.context import TEMPLATES
 from ..concepts import Concept
 from ..errors import ConceptError
 from ..task import Task
 from .moment import ANCHOR, CONCEPT, NAME, NULL, Scene
+
+_NAME_WORDS = 3
+_ARTICLES = ("a", "an", "the")
 
 
 def concept_scenes(task: Task, templates: str) -> tuple[Scene, ...]:
@@ -63,14 +67,24 @@ def by_turns(scenes: Sequence[Scene], count: int) -> tuple[Scene, ...]:
     return tuple(ordered[i % len(ordered)] for i in range(max(count, len(turns))))
 
 
-def kept_scenes(task: Task) -> tuple[Scene, ...]:
-    """A scene for each prompt to hold, which plays the concept's role in it: for latents of its own."""
-    return tuple(scene(prompt, prompt) for prompt in held_prompts(task))
+def kept_scenes(task: Task, templates: str = "none") -> tuple[Scene, ...]:
+    """A scene for each prompt to hold, which plays the concept's role in it: for latents of its own.
+
+    A prompt that is but a name stands in a sentence of the set, the next one in the next: a model that is held at bare
+    names may hold them nowhere else.
+    """
+    prompts = zip(held_prompts(task), cycle(TEMPLATES[templates]))
+    return tuple(scene(own, own) for own in (frame.format(p) if _is_name(p) else p for p, frame in prompts))
 
 
 def held_prompts(task: Task) -> Sequence[str]:
     """The prompts to hold: preserved ones and what was erased before, without the empty one where there are others."""
     return [prompt for prompt in task.held if prompt] or [""]
+
+
+def _is_name(prompt: str) -> bool:
+    words = prompt.lower().split()
+    return 0 < len(words) <= _NAME_WORDS and words[0] not in _ARTICLES
 
 
 def _check(task: Task, concept: Concept) -> None:

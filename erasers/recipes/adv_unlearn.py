@@ -80,7 +80,8 @@ class AdvUnlearn:
                 "kept_rows",
                 5,
                 "Prompts to keep that each step takes for each to erase, 1 to 64; 5 as published. They come from the "
-                "preserved ones, so name many: with none there is only the empty prompt.",
+                "preserved ones, names in the sentences of templates. Preserve many: with none there is only the empty "
+                "prompt.",
                 minimum=1,
                 maximum=64,
                 step=1,
@@ -153,7 +154,7 @@ class AdvUnlearn:
             float(settings["attack_rate"]),
             str(settings["start"]),
         )
-        kept = shared.rollout_of(settings, kept_scenes(task), {_KEPT: (0.0, 1.0)})
+        kept = shared.rollout_of(settings, kept_scenes(task, str(settings["templates"])), {_KEPT: (0.0, 1.0)})
         # As much more of what is kept is drawn, so that few trajectories would leave most prompts out.
         kept = replace(kept, kept=max(kept.kept, min(kept.kept * rows, len(kept.scenes))))
         where, full = str(settings["sites"]), settings["form"] == shared.FULL

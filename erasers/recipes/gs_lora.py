@@ -88,12 +88,12 @@ class GSLoRA:
     small = Schedule(steps=60, rate=1e-2, batch=4, rank=8)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
-        forgotten, count = concept_scenes(task, str(settings["templates"])), int(settings["pictures"])
+        templates, count = str(settings["templates"]), int(settings["pictures"])
         return Plan(
             parameters=LowRank(FEED_FORWARD, smallest=float(settings["smallest"])),
             sources=(
-                Pictures(forgotten, count=count, given=True),
-                Pictures(kept_scenes(task), name=_KEPT, count=count),
+                Pictures(concept_scenes(task, templates), count=count, given=True),
+                Pictures(kept_scenes(task, templates), name=_KEPT, count=count),
             ),
             terms=(
                 Bounded(Denoise(CONCEPT), float(settings["bound"]), float(settings["beta"])),

@@ -9,7 +9,7 @@ from lethe.erasers.learn.moment import CONCEPT, NAME
 from lethe.erasers.learn.pictures import Pictures
 from lethe.erasers.learn.plan import Source
 from lethe.erasers.learn.rollout import Rollout
-from lethe.erasers.learn.scenes import by_turns, concept_scenes, framed_scenes, scene
+from lethe.erasers.learn.scenes import by_turns, concept_scenes, framed_scenes, kept_scenes, scene
 from lethe.erasers.registry import recipe_named
 from toy_trainee import job_of, run_of, tiny_task
 
@@ -60,3 +60,12 @@ def test_sliders_scenes_tell_their_concepts_apart() -> None:
     with torch.no_grad(), run.active():
         (latents,) = source.draw(run, 60).values()
     assert {own[NAME] for own in latents.scenes} == {"ball", "heart", "moon"}
+
+
+def test_names_to_keep_stand_in_the_sentences_of_a_set_and_sentences_by_themselves() -> None:
+    kept = ("tree", "a red box", "flat style", "fish at night in a meadow")
+    task = tiny_task(ConceptList((Concept("ball"),), kept))
+    assert [own[CONCEPT] for own in kept_scenes(task)] == list(kept)
+    found = [own[CONCEPT] for own in kept_scenes(task, "object")]
+    assert found == ["tree", "a red box", "photo of flat style", "fish at night in a meadow"]
+    assert [own[CONCEPT] for own in kept_scenes(tiny_task(ConceptList((Concept("ball"),))), "object")] == [""]
