@@ -13,11 +13,11 @@ leads away from it, for prompts that do not name it too, as those of an editor. 
 correction; without them every prompt would be led away from all that is like the concept.
 
 Differs from the official program: beside the bare name, which it has for c as well, sentences are trained
-(`templates`); latents are at the very level that the model is told, come from the untouched model and are used again
-(`latents` tells otherwise); weights w_j by likeness are taken from text features, there from pictures; anchors are
-drawn independently, so that two of a step may be the same; q is the program's own default, not its published command's
-0.99 (`null_share`). The extra term on latents of the anchors is not here. The eraser has to act on both sides of the
-guidance, and does nothing where there is none.
+(`templates`), and anchors that are names stand in them, too; latents are at the very level that the model is told, come
+from the untouched model and are used again (`latents` tells otherwise); weights w_j by likeness are taken from text
+features, there from pictures; anchors are drawn independently, so that two of a step may be the same; q is the
+program's own default, not its published command's 0.99 (`null_share`). The extra term on latents of the anchors is not
+here. The eraser has to act on both sides of the guidance, and does nothing where there is none.
 Official code read, not copied: 120L020904/ACE (no licence).
 """
 
@@ -32,9 +32,9 @@ from ..learn.anti_edit import AntiEdit
 from ..learn.drawn import Drawn, drawn_roles
 from ..learn.low_rank import LowRank
 from ..learn.moment import ANCHOR, CONCEPT, NAME, Scene
-from ..learn.plan import Plan, Schedule
+from ..learn.plan import COSINE, Plan, Schedule
 from ..learn.regress import negative_guidance, same
-from ..learn.scenes import concept_scenes, held_prompts
+from ..learn.scenes import concept_scenes, kept_scenes
 from ..learn.where import ALL, BLOCKS, CROSS, NOT_CROSS
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
@@ -90,11 +90,12 @@ class ACE:
         ),
     )
     schedule = Schedule(steps=1500, rate=1e-3, rank=4)
-    small = Schedule(steps=300, rate=6e-3, batch=4, rank=4)
+    small = Schedule(steps=300, rate=1e-2, batch=4, rank=4, course=COSINE)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
-        scenes = _scenes(task, TEMPLATES[str(settings["templates"])])
-        prompts = tuple(prompt for prompt in held_prompts(task) if prompt)
+        templates = str(settings["templates"])
+        scenes = _scenes(task, TEMPLATES[templates])
+        prompts = tuple(own[CONCEPT] for own in kept_scenes(task, templates) if own[CONCEPT])
         if not prompts:
             raise ConceptError(
                 "ACE has no prompts to keep; the empty one is what it changes.", "Preserve some prompts or a list."

@@ -72,9 +72,9 @@ class GSLoRA:
             ),
             Parameter(
                 "pictures",
-                16,
+                48,
                 "Pictures of the concept (where you give none) and of what is preserved that the model draws, each, "
-                "1 to 1024. Start at 16.",
+                "1 to 1024. Start at 48; what is preserved is held where there is a picture of it.",
                 minimum=1,
                 maximum=1024,
                 step=1,

@@ -69,9 +69,11 @@ def test_prompts_to_keep_are_needed() -> None:
         job_of("ace", tiny_task(ConceptList((Concept("ball"),))))
 
 
-def test_anchors_are_the_prompts_to_keep() -> None:
-    plan = job_of("ace", tiny_task(), {"anchors": 3}).plan
-    assert [maker.prompts for maker in plan.makers.values()] == [("tree", "a green heart")] * 3  # type: ignore[attr-defined]
+@pytest.mark.parametrize(("templates", "second"), [("none", "moon"), ("object", "image of moon")])
+def test_anchors_are_the_prompts_to_keep_names_in_sentences(templates: str, second: str) -> None:
+    task = tiny_task(ConceptList((Concept("ball"),), ("tree", "moon", "a green heart")))
+    makers = job_of("ace", task, {"anchors": 3, "templates": templates}).plan.makers.values()
+    assert [maker.prompts for maker in makers] == [("tree", second, "a green heart")] * 3  # type: ignore[attr-defined]
 
 
 def test_the_whole_adapter_gets_gradients() -> None:
