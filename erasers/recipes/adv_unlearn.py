@@ -11,11 +11,13 @@ every model that reads it.
 Differs from the official program, where the gradients of the inner steps add up and a prompt is split at words: here
 each inner step has its own, and a prompt is split at tokens. One optimiser step has both losses ("reg"), not one of
 them each ("iter"). Biases, norms and embeddings are not trained. Latents are at the level that the model is told, and
-are used again (`latents` tells otherwise). Prompts are ESD's here (`templates`).
+are used again (`latents` tells otherwise). Prompts are ESD's here (`templates`), and names to keep stand
+in the same sentences.
 
 n is the sentence with the replacement, or without the concept (`neutral`). On the demo model that erases 1.00
-and keeps 0.92, and eight attacks show the concept in 0.27 of the pictures; from the empty prompt, as published for the
-bare name, it is 0.88, 0.83 and 0.38. A rate that falls keeps more (0.96), but attacks then show it in 0.59.
+and keeps 0.93, and eight attacks show the concept in 0.31 of the pictures; from the empty prompt, as published for the
+bare name, and with bare names kept, it was 0.88, 0.83 and 0.38. A rate that fell kept more (0.96), but attacks then
+showed it in 0.59.
 Official code read, not copied: OPTML-Group/AdvUnlearn (CC BY 4.0).
 """
 
