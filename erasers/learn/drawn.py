@@ -13,9 +13,9 @@ DRAWN = "drawn"
 """Role: prompts drawn for a step; they are numbered."""
 
 
-def drawn_roles(count: int, of: str = DRAWN) -> tuple[str, ...]:
-    """Roles of several prompts drawn for a step; `of` tells them from other drawn ones."""
-    return tuple(f"{of} {number}" for number in range(count))
+def drawn_roles(count: int) -> tuple[str, ...]:
+    """Roles of several prompts drawn for a step."""
+    return tuple(f"{DRAWN} {number}" for number in range(count))
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """ACE, Anti-Editing Concept Erasure (Wang et al., 2025, arXiv 2501.01633).
 
-With D(p) = T(p) - T(null), the concept's bare name n, a sentence c with it, and m anchors a and as many prompts b to
-keep, drawn from the preserved prompts at each step:
+With D(p) = T(p) - T(null), the concept's bare name n, a sentence c with it, and m anchors a drawn from the preserved
+prompts at each step:
 
     L_null = mse(S(null), T(null) + eta D(n) - eta sum_j w_j D(a_j))
     L_cond = mse(S(c), T(null) - eta D(c))
-    L_keep = mse(S(b_j), T(b_j))
+    L_keep = mse(S(a_j), T(a_j))
     L      = (1 - p) [q L_null + (1 - q) L_cond] + p L_keep
 
 Guided sampling subtracts the empty prompt's prediction. So that prediction moves towards the concept: guidance then
@@ -13,12 +13,11 @@ leads away from it, for prompts that do not name it too, as those of an editor. 
 correction; without them every prompt would be led away from all that is like the concept.
 
 Differs from the official program: beside the bare name, which it has for c as well, sentences are trained
-(`templates`), and names to keep stand in them, too, drawn apart from the anchors, which are bare as n is; latents are
-at the very level that the model is told, come from the untouched model and are used again (`latents` tells otherwise);
-weights w_j by likeness are taken from text features, there from pictures; prompts are drawn independently, so that two
-of a step may be the same; q is the program's own default, not its published command's 0.99 (`null_share`). The extra
-term on latents of the anchors is not here. The eraser has to act on both sides of the guidance, and does nothing where
-there is none.
+(`templates`); latents are at the very level that the model is told, come from the untouched model and are used again
+(`latents` tells otherwise); weights w_j by likeness are taken from text features, there from pictures; anchors are
+drawn independently, so that two of a step may be the same; q is the program's own default, not its published command's
+0.99 (`null_share`). The extra term on latents of the anchors is not here. The eraser has to act on both sides of the
+guidance, and does nothing where there is none.
 Official code read, not copied: 120L020904/ACE (no licence).
 """
 
@@ -30,12 +29,12 @@ from ..algebra.context import TEMPLATES
 from ..errors import ConceptError
 from ..learn import settings as shared
 from ..learn.anti_edit import AntiEdit
-from ..learn.drawn import DRAWN, Drawn, drawn_roles
+from ..learn.drawn import Drawn, drawn_roles
 from ..learn.low_rank import LowRank
-from ..learn.moment import ANCHOR, CONCEPT, HELD, NAME, Scene
+from ..learn.moment import ANCHOR, CONCEPT, NAME, Scene
 from ..learn.plan import COSINE, Plan, Schedule
 from ..learn.regress import negative_guidance, same
-from ..learn.scenes import concept_scenes, kept_scenes
+from ..learn.scenes import concept_scenes, held_prompts
 from ..learn.where import ALL, BLOCKS, CROSS, NOT_CROSS
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
@@ -94,15 +93,14 @@ class ACE:
     small = Schedule(steps=300, rate=1e-2, batch=4, rank=4, course=COSINE)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
-        templates = str(settings["templates"])
-        scenes = _scenes(task, TEMPLATES[templates])
-        names, prompts = (tuple(own[CONCEPT] for own in kept_scenes(task, of)) for of in ("none", templates))
-        if not any(names):
+        scenes = _scenes(task, TEMPLATES[str(settings["templates"])])
+        prompts = tuple(prompt for prompt in held_prompts(task) if prompt)
+        if not prompts:
             raise ConceptError(
                 "ACE has no prompts to keep; the empty one is what it changes.", "Preserve some prompts or a list."
             )
         eta, p, q = (float(settings[name]) for name in ("eta", "keep", "null_share"))
-        roles, kept = (drawn_roles(int(settings["anchors"]), of) for of in (DRAWN, HELD))
+        roles = drawn_roles(int(settings["anchors"]))
         against = (ANCHOR,) if settings["correction"] == REPLACEMENT else roles
         return Plan(
             parameters=LowRank(str(settings["sites"])),
@@ -110,9 +108,9 @@ class ACE:
             terms=(
                 AntiEdit(eta, eta, against, settings["correction"] == ALIKE, NAME, weight=(1 - p) * q),
                 negative_guidance(eta, weight=(1 - p) * (1 - q)),
-                *(same(role, p / len(kept)) for role in kept),
+                *(same(role, p / len(roles)) for role in roles),
             ),
-            makers={role: Drawn(names) for role in roles} | {role: Drawn(prompts) for role in kept},
+            makers={role: Drawn(prompts) for role in roles},
         )
 
 

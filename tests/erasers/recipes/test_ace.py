@@ -8,8 +8,6 @@ from lethe.erasers.algebra.context import TEMPLATES
 from lethe.erasers.algebra.hooks import gradients
 from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.errors import ConceptError
-from lethe.erasers.learn.anti_edit import AntiEdit
-from lethe.erasers.learn.drawn import Drawn
 from lethe.erasers.learn.loop import Progress, train
 from lethe.erasers.learn.moment import ANCHOR, CONCEPT
 from toy_trainee import distance, gradient_names, job_of, run_of, tiny_task
@@ -71,18 +69,9 @@ def test_prompts_to_keep_are_needed() -> None:
         job_of("ace", tiny_task(ConceptList((Concept("ball"),))))
 
 
-@pytest.mark.parametrize(("templates", "second"), [("none", "moon"), ("object", "image of moon")])
-def test_anchors_are_the_prompts_to_keep_and_what_is_kept_are_sentences_with_them(templates: str, second: str) -> None:
-    task = tiny_task(ConceptList((Concept("ball"),), ("tree", "moon", "a green heart")))
-    plan = job_of("ace", task, {"anchors": 2, "templates": templates}).plan
-    drawn = {role: maker.prompts for role, maker in plan.makers.items() if isinstance(maker, Drawn)}
-    assert drawn == {
-        **dict.fromkeys(("drawn 0", "drawn 1"), ("tree", "moon", "a green heart")),
-        **dict.fromkeys(("held 0", "held 1"), ("tree", second, "a green heart")),
-    }
-    lean, _, *kept = plan.terms
-    assert isinstance(lean, AntiEdit) and lean.anchors == ("drawn 0", "drawn 1")
-    assert [next(iter(term.asks())).role for term in kept] == ["held 0", "held 1"]
+def test_anchors_are_the_prompts_to_keep() -> None:
+    plan = job_of("ace", tiny_task(), {"anchors": 3}).plan
+    assert [maker.prompts for maker in plan.makers.values()] == [("tree", "a green heart")] * 3  # type: ignore[attr-defined]
 
 
 def test_the_whole_adapter_gets_gradients() -> None:
