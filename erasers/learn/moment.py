@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from ..task import EncodedPrompt
 
-NULL, CONCEPT, ANCHOR, HELD, ATTACKED = "null", "concept", "anchor", "held", "attacked"
-"""Roles: the empty prompt, what is erased, what stands for it, a prompt to keep, the concept under attack."""
+NULL, CONCEPT, ANCHOR, ATTACKED = "null", "concept", "anchor", "attacked"
+"""Roles: the empty prompt, what is erased, what stands for it, the concept under attack."""
 NAME = "name"
 """Role of a concept's bare name, whose tokens stand in the concept's prompt."""
 TEACHER, STUDENT, STILL, AVERAGE = "teacher", "student", "still", "average"
