@@ -69,6 +69,31 @@ def test_error_inside_a_node_keeps_its_type(client: Client) -> None:
     assert caught.value.exception_type in ("re.error", "re.PatternError")
 
 
+DEAF = """
+import http.server, json, sys
+said = {"/interrupt": 0}
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        runs = [[0, "a prompt", {}]] if said["/interrupt"] < 3 else []
+        self.answer({"queue_running": runs, "queue_pending": []} if self.path == "/queue" else said)
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        said[self.path] = said.get(self.path, 0) + 1
+        self.answer({})
+    def answer(self, body):
+        self.send_response(200); self.end_headers(); self.wfile.write(json.dumps(body).encode())
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Answer).serve_forever()
+"""
+
+
+def test_a_prompt_that_forgets_its_interruption_is_asked_until_it_stops(host: Host, tmp_path: Path) -> None:
+    """ComfyUI clears the mark of an interruption when a prompt begins, and one that came before is lost."""
+    (tmp_path / "main.py").write_text(DEAF, encoding="utf-8")
+    with Server(Host(python=host.python, comfyui=tmp_path), tmp_path / "base", cpu=True) as server:
+        server.client().interrupt("a prompt")
+        assert server.client()._get_json("/said")["/interrupt"] == 3
+
+
 def test_server_that_dies_shows_its_log(host: Host, tmp_path: Path) -> None:
     """A ComfyUI whose start fails is reported with what it printed, not waited for."""
     broken = tmp_path / "broken"

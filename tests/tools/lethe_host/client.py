@@ -77,9 +77,21 @@ class Client:
         return json.loads(answer)
 
     def interrupt(self, prompt_id: str) -> None:
-        """Stops a prompt, whether it waits or runs."""
-        self._request("/queue", _encoded({"delete": [prompt_id]}))
-        self._request("/interrupt", _encoded({"prompt_id": prompt_id}))
+        """Stops a prompt, whether it waits or runs, and waits until it has stopped.
+
+        A prompt forgets an interruption that came just before its first node, so it is asked until it is gone.
+
+        Raises:
+            ServerError: the prompt still runs after ANSWER_SECONDS.
+        """
+        give_up = time.monotonic() + ANSWER_SECONDS
+        while time.monotonic() < give_up:
+            self._request("/queue", _encoded({"delete": [prompt_id]}))
+            self._request("/interrupt", _encoded({"prompt_id": prompt_id}))
+            if not any(prompt_id == item[1] for items in self._get_json("/queue").values() for item in items):
+                return
+            time.sleep(POLL_SECONDS)
+        raise ServerError(f"the prompt still runs {ANSWER_SECONDS:g} s after it was interrupted", self.log)
 
     def _queue(self, prompt: Mapping[str, Any]) -> str:
         answer = json.loads(self._request("/prompt", _encoded({"prompt": prompt}), refusal_is_answer=True))
