@@ -37,6 +37,7 @@ from ..provenance import eraser_fingerprint, versions
 from ..registry import attack_named, attacks, probe_named, probes
 from ..spec import Value
 from ..store.album import open_album
+from ..store.atomic import write_bytes, write_with
 from ..target import Target
 from .grammar import EMBLEM, EMBLEM_SYNONYMS, find_word
 from .making import eraser_names, guard_names, make_eraser
@@ -223,12 +224,12 @@ def write(reports: Sequence[Report], note: str, folder: Path = FOLDER) -> None:
 
     lines = ["# Leaderboard of the demo world", "", note, "", *_lines(overview(reports))]
     lines += ["", "By concept, with 95 % intervals:", "", *_lines(details(reports))]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "leaderboard.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_bytes(folder / "leaderboard.md", ("\n".join(lines) + "\n").encode())
     content = {"weights": weights_digest(), **json.loads(to_json(_brief(report) for report in reports))}
-    (folder / "leaderboard.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+    write_bytes(folder / "leaderboard.json", (json.dumps(content) + "\n").encode())
     pixels = (overview_chart(reports)[0] * 255).round().byte().numpy()
-    Image.fromarray(np.asarray(pixels)).save(folder / "leaderboard.png")
+    picture = Image.fromarray(np.asarray(pixels))
+    write_with(folder / "leaderboard.png", lambda path: picture.save(path, "PNG"))
 
 
 def _brief(report: Report) -> Report:
@@ -256,7 +257,21 @@ def spread(options: argparse.Namespace, work: Sequence[Job]) -> Iterable[tuple[R
     return on_processes(run_job, work, options.workers)
 
 
+def row_of(report: Report) -> tuple[str, str]:
+    """The method and the concept that a report is about."""
+    return report.title, report.concepts[0]
+
+
+def table(found: Sequence[Report], known: Sequence[Report]) -> list[Report]:
+    """What was found, and known rows that were not done anew, in the order of methods and concepts."""
+    new = {row_of(report) for report in found}
+    names, words = [*eraser_names(), *guard_names()], [concept.text for concept in CASES.values()]
+    rows = [*found, *(report for report in known if row_of(report) not in new)]
+    return sorted(rows, key=lambda report: (names.index(report.title), words.index(report.concepts[0])))
+
+
 def main() -> None:
+    """Does the work of the command line, and writes the table after each job: a run that is stopped loses no row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--methods", nargs="*", help="methods, recipes, and guards as guard:NAME; all that erase, when left out"
@@ -280,24 +295,27 @@ def main() -> None:
     options = parser.parse_args()
     started, found = time.perf_counter(), []
     options.album = options.album or tempfile.mkdtemp(prefix="lethe")
-    work = jobs(options)
+    work, file = jobs(options), options.folder / "leaderboard.json"
+    known = from_json(file.read_text(encoding="utf-8")) if file.is_file() else ()
+
+    def note() -> str:
+        return (
+            f"{options.each_kind} prompts of each kind; {len(EVERYDAY)} attacked prompts with {options.pictures} "
+            f"pictures each; {options.steps} DDIM steps, guidance 4; every method with its defaults (recipes and "
+            "guards: their settings for small models), attacks with the settings of `leaderboard.REDUCED`, far below "
+            "the published budgets. Means over concepts: erased, kept and leaked as the help page of 'Evaluate' "
+            "defines them, and for each attack the share of pictures that show the concept. "
+            f"{time.perf_counter() - started:.0f} s for {', '.join(dict.fromkeys(job.method for job in work))}."
+        )
+
     for done, reports in enumerate(spread(options, work), 1):
         found += reports
         seconds = time.perf_counter() - started
         print(f"{done}/{len(work)} {reports[0].title if reports else 'refused'} {seconds:.0f} s", flush=True)
-    known = from_json((options.folder / "leaderboard.json").read_text(encoding="utf-8")) if options.keep else ()
-    found += [report for report in known if all(report.title != own.title for own in found)]
-    names, words = [*eraser_names(), *guard_names()], [concept.text for concept in CASES.values()]
-    found.sort(key=lambda report: (names.index(report.title), words.index(report.concepts[0])))
-    note = (
-        f"{options.each_kind} prompts of each kind; {len(EVERYDAY)} attacked prompts with {options.pictures} pictures "
-        f"each; {options.steps} DDIM steps, guidance 4; every method with its defaults (recipes and guards: "
-        "their settings for small models), attacks with the settings of "
-        "`leaderboard.REDUCED`, far below the published budgets. Means over concepts: erased, kept and leaked as "
-        "the help page of 'Evaluate' defines them, and for each attack the share of pictures that show the concept. "
-        f"{time.perf_counter() - started:.0f} s for {', '.join(dict.fromkeys(job.method for job in work))}."
-    )
-    write(found, note, options.folder)
+        write(table(found, known), note(), options.folder)
+    asked = {(job.method, CASES[job.word].text) for job in work}
+    kept = [report for report in known if options.keep and row_of(report) not in asked]
+    write(table(found, kept), note(), options.folder)
 
 
 if __name__ == "__main__":

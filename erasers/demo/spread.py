@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import queue
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -32,9 +33,21 @@ def on_processes(run: Callable[[Job], Reports], work: Sequence[Job], workers: in
     for name, value in _ALLOCATION.items():
         os.environ.setdefault(name, value)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(work)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(workers, len(work)), mp_context=context, initializer=_end_with_parent) as pool:
         for future in as_completed([pool.submit(run, job) for job in work]):
             yield future.result()
+
+
+def _end_with_parent() -> None:
+    """Makes this worker end when whoever asked for its work is killed, rather than work on for nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def on_ray(run: Callable[[Job], Reports], work: Sequence[Job], address: str) -> Iterator[Reports]:

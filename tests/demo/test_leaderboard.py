@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +45,54 @@ def test_processes_do_the_jobs_and_the_table_holds_them(tmp_path: Path) -> None:
     assert (tmp_path / "tables" / "leaderboard.png").is_file()
     (album,) = (tmp_path / "album").iterdir()
     assert len(list(album.glob("*.png"))) > 10
+
+
+SLEEPS = "import time; print('begun', flush=True); time.sleep(600)"
+BOSS = f"from lethe.erasers.demo.spread import on_processes; list(on_processes(exec, [{SLEEPS!r}], 1))"
+
+
+def test_a_worker_ends_with_whoever_asked_for_its_work() -> None:
+    with subprocess.Popen([sys.executable, "-c", BOSS], stdout=subprocess.PIPE, text=True) as boss:
+        assert boss.stdout is not None
+        assert boss.stdout.readline() == "begun\n"
+        boss.kill()
+        assert boss.communicate(timeout=30)[0] == ""  # the worker holds this pipe too, while it lives
+
+
+def test_a_run_that_is_stopped_keeps_what_it_has_and_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = from_json((FOLDER / "leaderboard.json").read_text(encoding="utf-8"))
+    old = {name: [report for report in shipped if report.title == name] for name in ("uce", "rece", "esd")}
+    write([*old["uce"], *old["rece"], *old["esd"]], "old", tmp_path)
+    new = [
+        replace(report, made_with={"new": True, "attack": "p4d"}) for report in old["uce"] if "ball" in report.concepts
+    ]
+
+    def stopped(_: object, work: Sequence[Job]) -> Iterator[Sequence[object]]:
+        assert [(job.method, job.word) for job in work] == [
+            (method, word) for method in ("uce", "rece") for word in leaderboard.WORDS
+        ]
+        yield new
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(leaderboard, "spread", stopped)
+    command = ["leaderboard", "--methods", "uce", "rece", "--folder", str(tmp_path), "--album", str(tmp_path)]
+    for keep in ([], ["--keep"]):
+        monkeypatch.setattr(sys, "argv", [*command, *keep])
+        with pytest.raises(KeyboardInterrupt):
+            leaderboard.main()
+        found = from_json((tmp_path / "leaderboard.json").read_text(encoding="utf-8"))
+        assert {leaderboard.row_of(report) for report in found} == {
+            leaderboard.row_of(r) for own in old.values() for r in own
+        }
+        assert [r for r in found if leaderboard.row_of(r) == ("uce", "ball")] == new
+    for keep, left in ((["--keep"], {"uce", "esd"}), ([], {"uce"})):
+        monkeypatch.setattr(leaderboard, "spread", lambda *_: [new])
+        monkeypatch.setattr(sys, "argv", [*command, *keep])
+        leaderboard.main()
+        found = from_json((tmp_path / "leaderboard.json").read_text(encoding="utf-8"))
+        assert {report.title for report in found} == left
 
 
 @pytest.mark.slow
