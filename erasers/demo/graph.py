@@ -7,7 +7,7 @@ from typing import Any
 
 from ..registry import attack_named, guard_named, method_named, recipe_named, recipes
 from ..spec import MethodSpec, Value
-from .making import GUARD, recipe_settings
+from .making import GUARD, guard_settings, recipe_settings
 from .sets import CASES
 
 Graph = dict[str, dict[str, Any]]
@@ -47,8 +47,9 @@ def leaderboard_graph(
         on = {"model": ["1", 0], "clip": ["1", 1], "concepts": ["3", 0], "vae": ["1", 2]}
         if method.startswith(GUARD):
             plain = {"model": ["1", 0], "clip": ["1", 1], "concepts": ["3", 0]}
-            spec = guard_named(method[len(GUARD) :]).spec
-            erased = add("LetheGuard", **plain, gate=0.0, **_chosen("guard", spec, spec.small))
+            own = method[len(GUARD) :]
+            chosen = _chosen("guard", guard_named(own).spec, guard_settings(own, concept.text))
+            erased = add("LetheGuard", **plain, gate=0.0, **chosen)
         elif method in recipes():
             chosen = _chosen("recipe", recipe_named(method).spec, recipe_settings(method, concept.text))
             erased = add("LetheTrain", **on, steps=0, learning_rate=0.0, rank=0, seed=0, look_every=0, **chosen)

@@ -40,7 +40,7 @@ from ..store.album import open_album
 from ..store.atomic import write_bytes, write_with
 from ..target import Target
 from .grammar import EMBLEM, EMBLEM_SYNONYMS, find_word
-from .making import eraser_names, guard_names, make_eraser
+from .making import GUIDED, eraser_names, guard_names, make_eraser
 from .sets import CASES, demo_rows
 from .spread import on_processes, on_ray, on_servers
 from .world import weights_digest
@@ -240,12 +240,18 @@ def _brief(report: Report) -> Report:
 def jobs(options: argparse.Namespace) -> list[Job]:
     """The work that the command line asks for."""
     chosen = options.methods or eraser_names()
-    given = {name: REDUCED.get(name, {}) for name in (attacks() if options.attacks is None else options.attacks)}
+    asked = attacks() if options.attacks is None else options.attacks
     return [
-        Job(method, word, given, options.each_kind, options.pictures, options.steps, options.album)
+        Job(method, word, _against(method, asked), options.each_kind, options.pictures, options.steps, options.album)
         for method in chosen
         for word in options.concepts
     ]
+
+
+def _against(method: str, asked: Iterable[str]) -> dict[str, Mapping[str, Value]]:
+    """Settings of each attack; with guidance where the method acts in nothing else."""
+    guided = {name for name in asked if method in GUIDED and "guidance" in attack_named(name).spec.settings({})}
+    return {name: {**REDUCED.get(name, {}), **({"guidance": 4.0} if name in guided else {})} for name in asked}
 
 
 def spread(options: argparse.Namespace, work: Sequence[Job]) -> Iterable[tuple[Report, ...]]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..errors import HostError
 from ..learn.loop import Job, train
-from ..registry import guards, method_named, methods, recipe_named, recipes
+from ..registry import guard_named, guards, method_named, methods, recipe_named, recipes
 from ..result import Eraser
-from ..spec import Value
+from ..spec import MethodSpec, Value
 from ..task import Task
 
 ALONE = {"uce_debias", "geom_erasing", "sfd"}
 """What has no row: it erases nothing, needs pictures of the user's, or draws in one step alone."""
 GUARD = "guard:"
+GUIDED = frozenset({f"{GUARD}negative"})
+"""What acts in the guidance alone, and refuses attacks that look without any."""
 
 
 def eraser_names() -> tuple[str, ...]:
@@ -26,9 +30,19 @@ def guard_names() -> tuple[str, ...]:
 
 def recipe_settings(name: str, word: str) -> dict[str, Value]:
     """A recipe's settings for a word: its defaults, but sentences for styles where the word is one."""
-    known = {parameter.name: parameter.default for parameter in recipe_named(name).spec.parameters}
-    styled = word.endswith("style") and known.get("templates") == "scenes"
-    return recipe_named(name).spec.settings({"templates": "styled scenes"} if styled else {})
+    return _worded(recipe_named(name).spec, {}, word)
+
+
+def guard_settings(name: str, word: str) -> dict[str, Value]:
+    """A guard's settings for a word: those for small models, but sentences for styles where the word is one."""
+    spec = guard_named(name).spec
+    return _worded(spec, spec.small, word)
+
+
+def _worded(spec: MethodSpec, given: Mapping[str, Value], word: str) -> dict[str, Value]:
+    settings = spec.settings(given)
+    styled = word.endswith("style") and settings.get("templates") == "scenes"
+    return {**settings, "templates": "styled scenes"} if styled else settings
 
 
 def make_eraser(name: str, task: Task) -> Eraser:

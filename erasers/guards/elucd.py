@@ -14,9 +14,9 @@ with a the share of the picture in x: 1, or 1 - sigma for flow. The negative's p
 does not multiply it.
 
 The classifier is a function from latents to logits, `EluCD(classifier)`, whose last class is the concept; without one a
-small one is trained when the node runs (learn/latent_probe.py), on pictures that the model draws of the concept and of
-what is preserved. The published settings are for drawing classes of ImageNet; s, the temperatures and the window are
-ours. Official code read, not copied: AlexMaOLS/EluCD.
+small one is trained when the node runs (learn/latent_probe.py), on pictures that the model draws of the concept in
+sentences, of its replacement in the same ones and of what is preserved. The published settings are for drawing classes
+of ImageNet; s, the temperatures and the window are ours. Official code read, not copied: AlexMaOLS/EluCD.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..algebra.parameters import templates
 from ..errors import ConceptError, FamilyError
 from ..guard import Guarding, Look, guarded_names
 from ..learn.latent_probe import LatentProbe, fit_latent_probe
+from ..learn.moment import ANCHOR, CONCEPT
+from ..learn.scenes import by_turns, concept_scenes, kept_scenes
 from ..learn.space import FLOW, wide
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
@@ -105,13 +108,16 @@ class EluCD:
             Parameter(
                 "pictures",
                 16,
-                "Pictures that are drawn of each side to learn from, 1 to 1000. 16 is a try-out.",
+                "Pictures of the concept that are drawn to learn from, beside as many of its replacement and of what "
+                "is preserved, 1 to 1000. 16 is a try-out.",
                 minimum=1,
                 maximum=1000,
             ),
+            templates("object"),
             Parameter("steps", 200, "Steps of its training, 1 to 20000. Start at 200.", minimum=1, maximum=20000),
             *window_settings(0.1, "a classifier reads little off the first steps"),
         ),
+        small={"templates": "scenes"},
     )
 
     def __init__(self, classifier: LatentProbe | None = None) -> None:
@@ -130,25 +136,33 @@ class EluCD:
             return Guarding()
         classifier = self.classifier
         if classifier is None:
-            classifier = learned(task, int(settings["pictures"]), int(settings["steps"]))
+            classifier = learned(task, str(settings["templates"]), int(settings["pictures"]), int(settings["steps"]))
         mix = Repelled(classifier, strength, joint, marginal, task.loaded().prediction())
         return Guarding(mix=mix, window=window_of(settings))
 
 
-def learned(task: Task, pictures: int, steps: int) -> LatentProbe:
-    """A classifier of the task's concepts, which are class 1, among what it holds and what replaces them."""
-    names = guarded_names(task)
-    others = [c.replacement for c in task.concepts.erase if c.replacement] + [text for text in task.held if text]
-    if not others:
+def learned(task: Task, frames: str, pictures: int, steps: int) -> LatentProbe:
+    """A classifier of the task's concepts, which are class 1, among what it holds and what replaces them.
+
+    Args:
+        frames: of `TEMPLATES`; the concepts, their replacements and names to hold stand in these sentences.
+        pictures: of the concepts, at least one of each name; as many of replacements, and up to as many held prompts.
+
+    Raises:
+        ConceptError: there is nothing to tell the concepts from.
+        FamilyError: the model's latents have frames.
+    """
+    scenes = by_turns(concept_scenes(task, frames), pictures)
+    asked = [own[CONCEPT] for own in scenes]
+    held = [own[CONCEPT] for own in kept_scenes(task, frames) if own[CONCEPT]]
+    stride = max(1, len(held) // len(asked))
+    apart = [*(own[ANCHOR] for own in scenes if own[ANCHOR]), *held[::stride][: len(asked)]]
+    if not apart:
         raise ConceptError("There is nothing to tell the concept from.", "Name some prompts to preserve.")
-    stride = max(1, len(others) // pictures)
-    apart, asked = (
-        [words[i * by % len(words)] for i in range(pictures)] for words, by in ((others, stride), (names, 1))
-    )
     latents = task.loaded().sample([*apart, *asked], _DRAWN_STEPS, _DRAWN_CFG, _SEED).float().cpu()
     if latents.ndim != 4:
         raise FamilyError("This model's latents have frames, which no classifier here reads.", "Take another guard.")
-    labels = torch.arange(2).repeat_interleave(pictures)
+    labels = torch.tensor([0] * len(apart) + [1] * len(asked))
     return fit_latent_probe(latents, labels, steps, torch.Generator().manual_seed(_SEED), task.track)
 
 

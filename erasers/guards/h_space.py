@@ -103,6 +103,7 @@ class HSpace:
             templates("object"),
             *window_settings(0.0, "as published"),
         ),
+        small={"templates": "scenes"},
         wants=(A_UNET,),
     )
 

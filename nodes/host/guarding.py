@@ -213,7 +213,8 @@ def _begin(guards: Sequence[Installed]) -> Callable[..., Any]:
             for guard in active:
                 if guard.plan.refuses_unguided:
                     raise GuardError(
-                        f"{guard.title}: {guard.plan.refuses_unguided}", "Raise CFG, or take a guard such as sld."
+                        f"{guard.title}: {guard.plan.refuses_unguided}",
+                        "Raise CFG (an attack's guidance, too), or take a guard such as sld.",
                     )
             if any(guard.plan.mix for guard in active):
                 options["disable_cfg1_optimization"] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -114,14 +115,30 @@ def test_the_shipped_table_is_of_this_world_and_of_every_method_and_attack() -> 
     assert all(line in page for line in written.splitlines() if line.startswith("|"))
 
 
-def test_guards_have_rows_with_their_settings_for_small_models() -> None:
-    graph = leaderboard_graph("ball", guard_names(), {}, {}, 1, ((), ()))
+@pytest.mark.parametrize(("word", "sentences"), [("ball", "scenes"), ("dotted", "styled scenes")])
+def test_guards_have_rows_with_their_settings_for_small_models(word: str, sentences: str) -> None:
+    graph = leaderboard_graph(word, guard_names(), {}, {}, 1, ((), ()))
     nodes = [node["inputs"] for node in graph.values() if node["class_type"] == "LetheGuard"]
     assert [GUARD + node["guard"] for node in nodes] == list(guard_names())
     for node in nodes:
         spec = guards()[node["guard"]].spec
         given = {name.removeprefix("guard."): value for name, value in node.items() if name.startswith("guard.")}
-        assert given == spec.settings(spec.small)
+        framed = {"templates": sentences} if spec.small.get("templates") == "scenes" else {}
+        assert given == spec.settings({**spec.small, **framed})
+    assert {node["guard"] for node in nodes if node.get("guard.templates") == sentences} == {"elucd", "h_space"}
+
+
+def test_what_acts_in_the_guidance_alone_is_attacked_with_guidance() -> None:
+    options = argparse.Namespace(
+        methods=["guard:negative", "guard:sld", "uce"],
+        concepts=["ball"], attacks=None, each_kind=1, pictures=1, steps=1, album="",
+    )  # fmt: skip
+    guided, *others = leaderboard.jobs(options)
+    looking = {name for name, given in guided.attacks.items() if given.get("guidance") == 4.0}
+    assert looking == {"cce", "p4d", "unlearn_diff_atk"}
+    assert guided.attacks["p4d"].items() >= leaderboard.REDUCED["p4d"].items()
+    assert all("guidance" not in given for job in others for given in job.attacks.values())
+    assert [dict(job.attacks) for job in others] == [{n: leaderboard.REDUCED.get(n, {}) for n in attacks()}] * 2
 
 
 @pytest.mark.slow

@@ -74,20 +74,23 @@ def test_a_probe_learns_to_tell_classes_apart_and_has_gradients() -> None:
 
 def test_it_learns_from_the_concept_and_from_what_is_preserved() -> None:
     model: Any = ToyModel()
-    task = model.task(ConceptList(preserve=("tree", "lamp")).with_concept(Concept("ball", "box", ("orb",))))
+    task = model.task(ConceptList(preserve=("tree", "a lamp", "moon")).with_concept(Concept("ball", "box", ("orb",))))
     drawn: list[str] = []
 
     def sample(prompts: list[str], *args: Any) -> Tensor:
         drawn.extend(prompts)
-        return torch.stack([torch.full((2, 2, 2), float(prompt in ("ball", "orb"))) for prompt in prompts])
+        return torch.stack([torch.full((2, 2, 2), float("ball" in own or "orb" in own)) for own in prompts])
 
     model.sample = sample
-    probe = learned(task, 3, 60)
+    probe = learned(task, "object", 3, 60)
     assert probe(torch.ones(1, 2, 2, 2)).argmax() == 1 and probe(torch.zeros(1, 2, 2, 2)).argmax() == 0
-    assert drawn == ["box", "tree", "lamp", "ball", "orb", "ball"]
+    assert drawn[:6] == ["box", "box", "image of box", "tree", "a lamp", "photo of moon"]
+    assert drawn[6:] == ["ball", "orb", "image of ball"]
     drawn.clear()
+    assert learned(task, "none", 1, 1)(torch.ones(1, 2, 2, 2)).shape == (1, 2)
+    assert drawn == ["box", "box", "tree", "a lamp", "ball", "orb"]  # each name once, at least
     with pytest.raises(ConceptError, match="tell"):
-        learned(model.task(ConceptList().with_concept(Concept("ball"))), 3, 1)
+        learned(model.task(ConceptList().with_concept(Concept("ball"))), "none", 3, 1)
 
 
 def test_a_classifier_of_the_users_is_taken_as_it_is() -> None:
