@@ -4,7 +4,7 @@ With D(p) = T(p) - T(null), the concept's bare name n, a sentence c with it, and
 prompts at each step:
 
     L_null = mse(S(null), T(null) + eta D(n) - eta sum_j w_j D(a_j))
-    L_cond = mse(S(c), T(null) - eta D(c))
+    L_cond = mse(S(c), T(r) - eta [T(c) - T(r)])
     L_keep = mse(S(a_j), T(a_j))
     L      = (1 - p) [q L_null + (1 - q) L_cond] + p L_keep
 
@@ -13,17 +13,18 @@ leads away from it, for prompts that do not name it too, as those of an editor. 
 correction; without them every prompt would be led away from all that is like the concept.
 
 Differs from the official program: beside the bare name, which it has for c as well, sentences are trained
-(`templates`); latents are at the very level that the model is told, come from the untouched model and are used again
+(`templates`), and r is the same sentence with the replacement (`neutral`; empty, as published, leads away from all its
+other words); latents are at the very level that the model is told, come from the untouched model and are used again
 (`latents` tells otherwise); weights w_j by likeness are taken from text features, there from pictures; anchors are
-drawn independently, so that two of a step may be the same; q is the program's own default, not its published command's
-0.99 (`null_share`). The extra term on latents of the anchors is not here. The eraser has to act on both sides of the
-guidance, and does nothing where there is none.
+drawn independently, so that two of a step may be the same; q is 0.5, not 0.99 (`null_share`). The extra term on latents
+of the anchors is not here. The eraser has to act on both sides of the guidance, and does nothing where there is none.
 Official code read, not copied: 120L020904/ACE (no licence).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ..algebra.context import TEMPLATES
 from ..errors import ConceptError
@@ -33,13 +34,14 @@ from ..learn.drawn import Drawn, drawn_roles
 from ..learn.low_rank import LowRank
 from ..learn.moment import ANCHOR, CONCEPT, NAME, Scene
 from ..learn.plan import COSINE, Plan, Schedule
-from ..learn.regress import negative_guidance, same
-from ..learn.scenes import concept_scenes, held_prompts
+from ..learn.regress import same
+from ..learn.scenes import concept_scenes, filled, held_prompts
 from ..learn.where import ALL, BLOCKS, CROSS, NOT_CROSS
 from ..spec import MethodSpec, Parameter, Value
 from ..task import Task
 
 EVEN, ALIKE, REPLACEMENT = "even", "alike", "replacement"
+_BARE = "bare replacement"
 
 
 class ACE:
@@ -69,9 +71,9 @@ class ACE:
             ),
             Parameter(
                 "null_share",
-                0.8,
+                0.5,
                 "Share of the empty prompt in the rest of the loss, 0 to 1; what is left is the concept's own. Start "
-                "at 0.8, the official program's own default; its published command has 0.99.",
+                "at 0.5; the official program's own default is 0.8, its published command has 0.99.",
             ),
             Parameter(
                 "anchors",
@@ -87,6 +89,7 @@ class ACE:
             shared.cfg(3.0),
             shared.sampling_steps(30),
             shared.trajectories(),
+            shared.neutral(),
         ),
     )
     schedule = Schedule(steps=1500, rate=1e-3, rank=4)
@@ -101,13 +104,13 @@ class ACE:
             )
         eta, p, q = (float(settings[name]) for name in ("eta", "keep", "null_share"))
         roles = drawn_roles(int(settings["anchors"]))
-        against = (ANCHOR,) if settings["correction"] == REPLACEMENT else roles
+        against = (_BARE,) if settings["correction"] == REPLACEMENT else roles
         return Plan(
             parameters=LowRank(str(settings["sites"])),
             sources=(shared.rollout_of(settings, scenes),),
             terms=(
                 AntiEdit(eta, eta, against, settings["correction"] == ALIKE, NAME, weight=(1 - p) * q),
-                negative_guidance(eta, weight=(1 - p) * (1 - q)),
+                replace(shared.guidance_of(settings), weight=(1 - p) * (1 - q)),
                 *(same(role, p / len(roles)) for role in roles),
             ),
             makers={role: Drawn(prompts) for role in roles},
@@ -115,13 +118,17 @@ class ACE:
 
 
 def _scenes(task: Task, frames: Sequence[str]) -> tuple[Scene, ...]:
-    """Every name of every concept in every frame, beside the bare name and its bare replacement.
+    """Every name of every concept in every frame, its replacement in the same frame, and both bare.
 
     The empty prompt leans towards the bare name, whose prediction is the concept's alone: a sentence's is that of its
     other words as well, of which each sentence has others.
     """
     named = concept_scenes(task, "none")
-    return tuple({**own, CONCEPT: frame.format(own[CONCEPT])} for own in named for frame in frames)
+    return tuple(
+        {**own, CONCEPT: frame.format(own[CONCEPT]), ANCHOR: filled(frame, own[ANCHOR]), _BARE: own[ANCHOR]}
+        for own in named
+        for frame in frames
+    )
 
 
 RECIPE = ACE()

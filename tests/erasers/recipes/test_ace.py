@@ -9,13 +9,15 @@ from lethe.erasers.algebra.hooks import gradients
 from lethe.erasers.concepts import Concept, ConceptList
 from lethe.erasers.errors import ConceptError
 from lethe.erasers.learn.loop import Progress, train
-from lethe.erasers.learn.moment import ANCHOR, CONCEPT
+from lethe.erasers.learn.moment import ANCHOR, CONCEPT, NULL
 from toy_trainee import distance, gradient_names, job_of, run_of, tiny_task
 
 
-def test_the_first_losses() -> None:
+@pytest.mark.parametrize(("neutral", "role"), [("replacement", ANCHOR), ("empty", NULL)])
+def test_the_first_losses(neutral: str, role: str) -> None:
     task = tiny_task()
-    run = run_of(job_of("ace", task, {"eta": 2.0, "keep": 0.6, "null_share": 0.75, "sampling_steps": 6}), task)
+    settings = {"eta": 2.0, "keep": 0.6, "null_share": 0.75, "neutral": neutral, "sampling_steps": 6}
+    run = run_of(job_of("ace", task, settings), task)
     with torch.no_grad(), run.active():
         moment = run.draw()
         run.make(moment)
@@ -26,7 +28,7 @@ def test_the_first_losses() -> None:
         ]
         lean = 2 * (said[1] - said[0]) - 2 * (said[2] - said[0]) - 2 * (said[3] - said[0])
         assert float(null) == pytest.approx(0.4 * 0.75 * float(lean.square().mean()), rel=1e-4)
-        assert float(own) == pytest.approx(0.4 * 0.25 * 9 * distance(run, moment, CONCEPT), rel=1e-4)
+        assert float(own) == pytest.approx(0.4 * 0.25 * 9 * distance(run, moment, CONCEPT, role), rel=1e-4)
     assert [float(loss) for loss in keep] == pytest.approx([0.0, 0.0], abs=1e-10)
     assert [term.weight for term in run.plan.terms[2:]] == [0.3, 0.3]
 
@@ -39,7 +41,7 @@ def test_the_correction_by_the_replacement() -> None:
         run.make(moment)
         null = run.losses(moment)[0]
         # eta D(concept) - eta D(replacement): the empty prompt itself falls out.
-        assert float(null) == pytest.approx(0.2 * 0.8 * 9 * distance(run, moment, CONCEPT, ANCHOR), rel=1e-3)
+        assert float(null) == pytest.approx(0.2 * 0.5 * 9 * distance(run, moment, CONCEPT, ANCHOR), rel=1e-3)
 
 
 @pytest.mark.parametrize(("correction", "away"), [("even", ""), ("replacement", "box")])
@@ -58,10 +60,11 @@ def test_in_sentences_the_empty_prompt_leans_towards_the_bare_name(correction: s
         )
         lean = 3 * (concept - null) - (3 * (other - null) if away else 2 * 3 * (kept - null))
         found, own, *_ = run.losses(moment)
-        weight = (1 - 0.8) * 0.8
+        weight = (1 - 0.8) * 0.5
         assert float(found) == pytest.approx(weight * float(lean.square().mean()), rel=1e-4)
-        # The concept's own loss stays the sentence's.
-        assert float(own) == pytest.approx((1 - 0.8) * 0.2 * 16 * distance(run, moment, CONCEPT), rel=1e-4)
+        # The concept's own loss is the sentence's, and leads to the same sentence with the replacement.
+        assert all(scene[ANCHOR] == scene[CONCEPT].replace("ball", "box") for scene in latents.scenes)
+        assert float(own) == pytest.approx((1 - 0.8) * 0.5 * 16 * distance(run, moment, CONCEPT, ANCHOR), rel=1e-4)
 
 
 def test_prompts_to_keep_are_needed() -> None:
