@@ -299,12 +299,8 @@ class _Loop:
         run, job = self.run, self.job
         with run.averaged():
             parts: Mapping[str, Any] = run.trainables.parts({n: t.detach() for n, t in run.trainables.tensors.items()})
-        schedule = {
-            "steps": run.step,
-            "rate": job.schedule.rate,
-            "batch": job.schedule.batch,
-            "rank": job.schedule.rank,
-        }
+        told = "rate", "course", "optimizer", "batch", "rank"
+        schedule = {"steps": run.step, **{name: getattr(job.schedule, name) for name in told}}
         recipe = recipe_of(job.name, {**job.settings, **schedule}, run.task, job.seed)
         eraser = Eraser(recipe, **parts, training=self._state() if job.keep_state else {})
         return Trained(eraser, self.losses, run.step, run.predictions, self.ended)

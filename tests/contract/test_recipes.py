@@ -146,6 +146,10 @@ def test_it_comes_back_from_a_file_and_says_how_it_was_made(name: str, tmp_path:
     recipe = loaded.recipe
     assert recipe.method == name
     assert recipe.settings["steps"] == STEPS
+    schedule = job(name, task).schedule
+    assert [recipe.settings[part] for part in ("rate", "course", "optimizer", "batch", "rank")] == [
+        schedule.rate, schedule.course, schedule.optimizer, schedule.batch, schedule.rank
+    ]  # fmt: skip
     assert set(recipe.settings) >= {parameter.name for parameter in recipes()[name].spec.parameters}
     assert [concept["text"] for concept in recipe.concepts] == ["ball"]
     assert recipe.preserve == BALL.kept
@@ -186,7 +190,7 @@ def test_its_settings_fit_their_ranges_and_it_is_described(name: str) -> None:
     recipe = recipes()[name]
     checked = recipe.spec.settings({})
     assert recipe.spec.settings(checked) == checked
-    assert not {"steps", "learning_rate", "rank", "seed", "batch"} & set(checked)
+    assert not {"steps", "learning_rate", "rate", "course", "optimizer", "rank", "seed", "batch"} & set(checked)
     assert all(len(parameter.tooltip) > 20 for parameter in recipe.spec.parameters)
     assert recipe.spec.name == name
     assert recipe.spec.paper
