@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -269,11 +270,12 @@ def row_of(report: Report) -> tuple[str, str]:
 
 
 def table(found: Sequence[Report], known: Sequence[Report]) -> list[Report]:
-    """What was found, and known rows that were not done anew, in the order of methods and concepts."""
+    """What was found, and known rows that were not done anew, in the order of methods and concepts; others last."""
     new = {row_of(report) for report in found}
     names, words = [*eraser_names(), *guard_names()], [concept.text for concept in CASES.values()]
+    order = {(name, word): place for place, (name, word) in enumerate(product(names, words))}
     rows = [*found, *(report for report in known if row_of(report) not in new)]
-    return sorted(rows, key=lambda report: (names.index(report.title), words.index(report.concepts[0])))
+    return sorted(rows, key=lambda report: order.get(row_of(report), len(order)))
 
 
 def main() -> None:

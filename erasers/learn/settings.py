@@ -88,9 +88,9 @@ def neutral_role(settings: Mapping[str, Value]) -> str:
     return ANCHOR if settings["neutral"] == REPLACEMENT else NULL
 
 
-def guidance_of(settings: Mapping[str, Value], role: str = CONCEPT) -> Regress:
+def guidance_of(settings: Mapping[str, Value], role: str = CONCEPT, weight: float = 1.0) -> Regress:
     """The negative guidance that `eta` and `neutral` describe, for the student's prediction of `role`."""
-    return negative_guidance(float(settings["eta"]), role, neutral_role(settings))
+    return negative_guidance(float(settings["eta"]), role, neutral_role(settings), weight)
 
 
 def templates(default: str = "scenes", published: str = "the bare name (none)") -> Parameter:

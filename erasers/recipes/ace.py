@@ -24,7 +24,6 @@ Official code read, not copied: 120L020904/ACE (no licence).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from ..algebra.context import TEMPLATES
 from ..errors import ConceptError
@@ -110,7 +109,7 @@ class ACE:
             sources=(shared.rollout_of(settings, scenes),),
             terms=(
                 AntiEdit(eta, eta, against, settings["correction"] == ALIKE, NAME, weight=(1 - p) * q),
-                replace(shared.guidance_of(settings), weight=(1 - p) * (1 - q)),
+                shared.guidance_of(settings, weight=(1 - p) * (1 - q)),
                 *(same(role, p / len(roles)) for role in roles),
             ),
             makers={role: Drawn(prompts) for role in roles},

@@ -3,17 +3,18 @@
 A bottleneck behind every cross-attention, o = U gelu(D out), is trained towards ESD's target for the concept's prompt
 with m adversarial vectors q behind it (learn/soft_prompt.py), and held back where the concept is not:
 
-    L_erase = mse(S([c, q]), T(null) - eta [T(c) - T(null)])
+    L_erase = mse(S([c, q]), T(n) - eta [T(c) - T(n)])
     L_reg   = mean over bottlenecks of  sum_px (1 - M) mean_ch o^2 / sum_px (1 - M)
     L       = L_erase + 0.1 L_reg
 
-M is the untouched model's attention to the concept's words in the same latents (learn/region.py).
+M is the untouched model's attention to the concept's words in the same latents (learn/region.py). n is the sentence
+with the replacement, or the empty prompt (`neutral`; published for the bare name).
 
-Differs from the official program: without the attack the erasers are trained all the same, where the program never
-trains them; they learn from a prediction of their own after the attack's last step, not from that step's; the attack's
-optimiser is AdamW, whose decay does not drown the attack, and begins anew at each step, while its vectors go on;
-latents are at the very level that the model is told, come from the untouched model and are used again (`latents` tells
-otherwise).
+Differs from the official program: sentences are trained beside the bare name (`templates`); without the attack the
+erasers are trained all the same, where the program never trains them; they learn from a prediction of their own after
+the attack's last step, not from that step's; the attack's optimiser is AdamW, whose decay does not drown the attack,
+and begins anew at each step, while its vectors go on; latents are at the very level that the model is told, come from
+the untouched model and are used again (`latents` tells otherwise).
 Official code read, not copied: jasper0314-huang/Receler (MIT).
 """
 
@@ -25,9 +26,8 @@ from ..learn import settings as shared
 from ..learn.bottleneck import Bottlenecks
 from ..learn.local import Local
 from ..learn.moment import ATTACKED
-from ..learn.plan import Plan, Schedule
+from ..learn.plan import COSINE, Plan, Schedule
 from ..learn.region import OwnMaps
-from ..learn.regress import negative_guidance
 from ..learn.scenes import concept_scenes
 from ..learn.soft_prompt import SoftPrompt
 from ..spec import MethodSpec, Parameter, Value
@@ -93,17 +93,18 @@ class Receler:
             shared.cfg(3.0),
             shared.sampling_steps(50),
             shared.trajectories(),
+            shared.neutral(),
         ),
     )
     schedule = Schedule(steps=500, rate=3e-4, rank=128)
-    small = Schedule(steps=40, rate=6e-3, batch=2, rank=32)
+    small = Schedule(steps=40, rate=6e-3, batch=2, rank=32, course=COSINE)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         scenes = concept_scenes(task, str(settings["templates"]))
         attack = SoftPrompt(
             int(settings["attack_tokens"]), int(settings["attack_steps"]), float(settings["attack_rate"])
         )
-        erase, weight = negative_guidance(float(settings["eta"]), ATTACKED), float(settings["local_weight"])
+        erase, weight = shared.guidance_of(settings, ATTACKED), float(settings["local_weight"])
         local = (Local(OwnMaps(float(settings["threshold"])), weight=weight),) if weight else ()
         return Plan(
             parameters=Bottlenecks(),

@@ -65,7 +65,8 @@ def test_a_run_that_is_stopped_keeps_what_it_has_and_what_was_there(
 ) -> None:
     shipped = from_json((FOLDER / "leaderboard.json").read_text(encoding="utf-8"))
     old = {name: [report for report in shipped if report.title == name] for name in ("uce", "rece", "esd")}
-    write([*old["uce"], *old["rece"], *old["esd"]], "old", tmp_path)
+    old["no more"] = [replace(old["uce"][0], title="no more")]
+    write([report for own in old.values() for report in own], "old", tmp_path)
     new = [
         replace(report, made_with={"new": True, "attack": "p4d"}) for report in old["uce"] if "ball" in report.concepts
     ]
@@ -88,7 +89,7 @@ def test_a_run_that_is_stopped_keeps_what_it_has_and_what_was_there(
             leaderboard.row_of(r) for own in old.values() for r in own
         }
         assert [r for r in found if leaderboard.row_of(r) == ("uce", "ball")] == new
-    for keep, left in ((["--keep"], {"uce", "esd"}), ([], {"uce"})):
+    for keep, left in ((["--keep"], {"uce", "esd", "no more"}), ([], {"uce"})):
         monkeypatch.setattr(leaderboard, "spread", lambda *_: [new])
         monkeypatch.setattr(sys, "argv", [*command, *keep])
         leaderboard.main()

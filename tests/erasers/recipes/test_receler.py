@@ -9,7 +9,7 @@ import torch
 from lethe.erasers.algebra.hooks import gradients
 from lethe.erasers.learn.local import Local
 from lethe.erasers.learn.loop import train
-from lethe.erasers.learn.moment import CONCEPT, Latents
+from lethe.erasers.learn.moment import ANCHOR, CONCEPT, NULL, Latents
 from lethe.erasers.learn.region import OwnMaps
 from lethe.erasers.learn.run import Run
 from toy_trainee import distance, gradient_names, job_of, run_of, tiny_task
@@ -18,15 +18,18 @@ _FEW = {"sampling_steps": 4, "trajectories": 2}
 _ONE = {"sampling_steps": 2, "trajectories": 1, "cfg": 1.0}
 
 
+@pytest.mark.parametrize(("neutral", "role"), [("replacement", ANCHOR), ("empty", NULL)])
 @pytest.mark.parametrize(("eta", "factor"), [(1.0, 4.0), (2.0, 9.0)])
-def test_without_attack_the_first_loss_is_esds_and_the_regulariser_is_0(eta: float, factor: float) -> None:
+def test_without_attack_the_first_loss_is_esds_and_the_regulariser_is_0(
+    eta: float, factor: float, neutral: str, role: str
+) -> None:
     task = tiny_task()
-    run = run_of(job_of("receler", task, {**_FEW, "eta": eta, "attack_steps": 0}), task)
+    run = run_of(job_of("receler", task, {**_FEW, "eta": eta, "attack_steps": 0, "neutral": neutral}), task)
     with torch.no_grad(), run.active():
         moment = run.draw()
         run.make(moment)
         erase, local = run.losses(moment)
-        assert float(erase) == pytest.approx(factor * distance(run, moment, CONCEPT), rel=1e-4)
+        assert float(erase) == pytest.approx(factor * distance(run, moment, CONCEPT, role), rel=1e-4)
         assert float(local) == 0.0
         assert not moment["x"].x.requires_grad
 
