@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class Rollout:
         zones: the parts of the trajectory that latents are drawn from, by the latents' name, as shares of its steps.
         law: of the times in those parts; None for every step alike.
         says: gives the features that it is rolled out under, where no prompt has them; None for the role's prompts.
+        looked: further roles whose predictions the teacher gives once for all latents that are kept; worth it where
+            more rows are drawn in all than there are latents.
     """
 
     scenes: tuple[Scene, ...]
@@ -56,6 +58,7 @@ class Rollout:
     zones: Mapping[str, tuple[float, float]] | None = None
     law: Law | None = None
     says: Says | None = None
+    looked: tuple[str, ...] = ()
 
     def draw(self, run: Run, rows: int) -> Mapping[str, Latents]:
         places = {name: self._places(run, zone, rows) for name, zone in (self.zones or {MAIN: (0.0, 1.0)}).items()}
@@ -87,7 +90,14 @@ class Rollout:
         noise = torch.randn(len(scenes), *run.model.latent_shape(), generator=generator)
         last = max(round(high * self.steps) for _, high in (self.zones or {MAIN: (0.0, 1.0)}).values()) - 1
         track, parts = run.task.track, in_parts(len(scenes))
-        return Path.joined([self._roll(run, noise[p], scenes[p], last, track) for p in track(parts, len(parts))])
+        path = Path.joined([self._roll(run, noise[p], scenes[p], last, track) for p in track(parts, len(parts))])
+        return replace(path, known={**{role: self._look(run, path, role) for role in self.looked}, **path.known})
+
+    def _look(self, run: Run, path: Path, role: str) -> Tensor:
+        """The teacher's predictions of a role for all latents of trajectories, `[p, k, c, h, w]`."""
+        features, rows = self._features(run, path.scenes, role), len(path.scenes)
+        levels = zip(path.x.unbind(1), path.sigmas, strict=True)
+        return torch.stack([run.teacher(Latents(x, sigma.expand(rows), ()), features) for x, sigma in levels], 1)
 
     def _roll(self, run: Run, noise: Tensor, scenes: tuple[Scene, ...], last: int, track: Track = untracked) -> Path:
         """The latents of every step up to `last`, and the teacher's predictions there where it is the teacher's."""

@@ -117,12 +117,13 @@ def cfg(default: float) -> Parameter:
     )
 
 
-def sampling_steps(default: int) -> Parameter:
-    """Steps of a whole rollout."""
+def sampling_steps(default: int, published: int = 0) -> Parameter:
+    """Steps of a whole rollout; as published unless another number is."""
+    own = f"; {default} as published" if not published else f". Start at {default}; {published} as published"
     return Parameter(
         "sampling_steps",
         default,
-        f"Sampler steps of a whole rollout, 2 to 1000; {default} as published.",
+        f"Sampler steps of a whole rollout, 2 to 1000{own}.",
         minimum=2,
         maximum=1000,
         step=1,

@@ -24,6 +24,7 @@ Official code read, not copied: 120L020904/ACE (no licence).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ..algebra.context import TEMPLATES
 from ..errors import ConceptError
@@ -31,7 +32,7 @@ from ..learn import settings as shared
 from ..learn.anti_edit import AntiEdit
 from ..learn.drawn import Drawn, drawn_roles
 from ..learn.low_rank import LowRank
-from ..learn.moment import ANCHOR, CONCEPT, NAME, Scene
+from ..learn.moment import ANCHOR, CONCEPT, NAME, NULL, Scene
 from ..learn.plan import COSINE, Plan, Schedule
 from ..learn.regress import same
 from ..learn.scenes import concept_scenes, filled, held_prompts
@@ -104,9 +105,10 @@ class ACE:
         eta, p, q = (float(settings[name]) for name in ("eta", "keep", "null_share"))
         roles = drawn_roles(int(settings["anchors"]))
         against = (_BARE,) if settings["correction"] == REPLACEMENT else roles
+        fixed = {NAME, shared.neutral_role(settings), *against} - {NULL, *roles}
         return Plan(
             parameters=LowRank(str(settings["sites"])),
-            sources=(shared.rollout_of(settings, scenes),),
+            sources=(replace(shared.rollout_of(settings, scenes), looked=tuple(sorted(fixed))),),
             terms=(
                 AntiEdit(eta, eta, against, settings["correction"] == ALIKE, NAME, weight=(1 - p) * q),
                 shared.guidance_of(settings, weight=(1 - p) * (1 - q)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lethe.erasers.learn.moment import CONCEPT, NULL, TEACHER, Ask, Features, Latents
+from lethe.erasers.learn.moment import ANCHOR, CONCEPT, NAME, NULL, TEACHER, Ask, Features, Latents
 from lethe.erasers.learn.pictures import Pictures
 from lethe.erasers.learn.rollout import Rollout, levels, roll
 from lethe.erasers.learn.scenes import scene
@@ -48,26 +48,34 @@ def test_latents_are_at_the_level_that_is_claimed(kind: str) -> None:
         assert float(seen[place].var()) == pytest.approx(expected, rel=0.06), place
 
 
-def test_what_is_kept_is_what_the_teacher_sees_there() -> None:
+RECIPES = [("esd", (CONCEPT, NULL)), ("ace", (CONCEPT, NULL, NAME, ANCHOR))]
+"""What a recipe knows of all latents that it keeps."""
+
+
+@pytest.mark.parametrize(("recipe", "roles"), RECIPES)
+def test_what_is_kept_is_what_the_teacher_sees_there(recipe: str, roles: tuple[str, ...]) -> None:
     task = tiny_task()
-    run = run_of(job_of("esd", task, {"sampling_steps": 5, "trajectories": 3}), task)
+    run = run_of(job_of(recipe, task, {"sampling_steps": 5, "trajectories": 3}), task)
     with torch.no_grad(), run.active():
         moment = run.draw()
         latents = moment["x"]
-        for role in (CONCEPT, NULL):
+        assert set(latents.known) == set(roles)
+        for role in roles:
             again = run.teacher(latents, run.of_role(Ask(TEACHER, role), latents))
             assert torch.allclose(latents.known[role], again, atol=1e-5)
         assert latents.x.grad_fn is None
 
 
-def test_kept_trajectories_cost_nothing_more() -> None:
+@pytest.mark.parametrize(("recipe", "roles"), RECIPES)
+def test_kept_trajectories_cost_nothing_more(recipe: str, roles: tuple[str, ...]) -> None:
     task = tiny_task()
-    run = run_of(job_of("esd", task, {"sampling_steps": 5, "trajectories": 3}), task)
+    run = run_of(job_of(recipe, task, {"sampling_steps": 5, "trajectories": 3}), task)
     with torch.no_grad(), run.active():
         run.draw()
         first = run.predictions
-        run.draw()
-    assert first == 2 * 3 * 5
+        moment = run.draw()
+        assert run.predictions == first == len(roles) * 3 * 5
+        run.seen([Ask(TEACHER, role) for role in roles], moment)
     assert run.predictions == first
 
 
