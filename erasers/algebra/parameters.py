@@ -1,4 +1,4 @@
-"""Settings that several closed-form methods have in common, under one name and meaning."""
+"""Settings that several methods or attacks have in common, under one name and meaning."""
 
 from __future__ import annotations
 
@@ -29,6 +29,20 @@ def tokens(default: str) -> Parameter:
         "(tail), all of them, or the first end token (eot). tail reaches the padding, which often decides what is "
         "drawn.",
         choices=RULES,
+    )
+
+
+def matched_guidance() -> Parameter:
+    """The guidance of the predictions that an attack fits to pictures of the untouched model."""
+    return Parameter(
+        "guidance",
+        1.0,
+        "Guidance scale of the predictions that are matched, 1 to 20. Start at 1, which fits the noise itself; "
+        "against guards that act on guidance take the scale that pictures are drawn with. Above 1 a step costs "
+        "four times as much.",
+        minimum=1.0,
+        maximum=20.0,
+        step=0.5,
     )
 
 

@@ -32,6 +32,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..algebra.parameters import matched_guidance
 from ..concepts import Concept
 from ..learn import inversion
 from ..learn.inversion import descend, spliced
@@ -87,16 +88,7 @@ class CCE:
                 "vectors", 1, "Vectors of the new word, one after another, 1 to 16. Start at 1, as published.",
                 1, 16, 1, unit="tokens",
             ),
-            Parameter(
-                "guidance",
-                1.0,
-                "Guidance scale of the predictions that are matched, 1 to 20. Start at 1, which fits the noise itself; "
-                "against guards that act on guidance take the scale that pictures are drawn with. Above 1 a step costs "
-                "four times as much.",
-                minimum=1.0,
-                maximum=20.0,
-                step=0.5,
-            ),
+            matched_guidance(),
             Parameter(
                 "start",
                 REPLACEMENT,

@@ -7,6 +7,8 @@ of them, as they leave the text encoder:
     y* = argmin_y E_{z, t, eps} |eps - eps_guard(z_t, y)|^2
 
 Here z are latents that the untouched model draws of each attacked prompt, and each prompt gets features of its own.
+Against guards that act on guidance the guided outputs are matched instead, those of the untouched model for the prompt
+(setting `guidance`), as in CCE.
 
 Differs from the paper: it asks for one memorised training image, this for a concept, which is why several pictures of
 each prompt are taken: what they share is the concept, and features fitted to one of them would bring back that
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ..algebra.hooks import gradients
+from ..algebra.parameters import matched_guidance
 from ..learn.noise_match import noised, row_errors
 from ..painter import Cue
 from ..spec import MethodSpec, Parameter, Value
@@ -82,6 +85,7 @@ class Dori:
                 step=1,
                 unit="pictures",
             ),
+            matched_guidance(),
         ),
     )
 
@@ -99,19 +103,20 @@ class Dori:
         pictures = drawn.reshape(len(target.prompts), count, *drawn.shape[1:])
         with torch.no_grad():
             features = target.tower(target.base).run(list(target.prompts))[0].float().cpu()
+        guidance = float(settings["guidance"])
         wanted = (features if settings["start"] == PROMPT else like(features, generator)).clone().requires_grad_()
         adam = torch.optim.Adam([wanted], lr=float(settings["lr"]))
         for _ in target.track(range(steps), steps):
             wanted.grad = torch.stack(
                 [
-                    _gradient(target, latents, row, batch, generator)
-                    for latents, row in zip(pictures, wanted, strict=True)
+                    _gradient(target, latents, row, own, batch, guidance, generator)
+                    for latents, row, own in zip(pictures, wanted, features, strict=True)
                 ]
             )
             adam.step()
         drawing = 2 * target.steps * len(repeated)
         cues = tuple(Cue(((1.0, row.clone()),)) for row in wanted.detach())
-        return Found(cues, predictions=drawing + steps * batch * len(cues))
+        return Found(cues, predictions=drawing + steps * batch * len(cues) * (1 if guidance == 1 else 4))
 
 
 def like(features: Tensor, generator: torch.Generator) -> Tensor:
@@ -120,14 +125,24 @@ def like(features: Tensor, generator: torch.Generator) -> Tensor:
     return mean + spread * torch.randn(features.shape, generator=generator)
 
 
-def _gradient(target: Target, latents: Tensor, features: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-    """The gradient of the mean denoising error over freshly noised latents `[n, c, h, w]`, `[tokens, d]`."""
+def _gradient(
+    target: Target,
+    latents: Tensor,
+    features: Tensor,
+    own: Tensor,
+    batch: int,
+    guidance: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """The gradient of the mean error over freshly noised latents `[n, c, h, w]`, `[tokens, d]`; `own` the prompt's."""
     chosen = torch.randint(len(latents), (batch,), generator=generator)
     seen = noised(latents[chosen], generator)
+    with torch.no_grad():
+        goal = seen.noise if guidance == 1 else seen.predict(target.base, own.expand(batch, -1, -1), guidance)
     with gradients(target.guarded.in_place):
         row = features.detach().requires_grad_()
-        predicted = seen.predict(target.guarded, row.expand(batch, -1, -1))
-        return torch.autograd.grad(row_errors(predicted, seen.noise.to(predicted)).mean(), row)[0]
+        predicted = seen.predict(target.guarded, row.expand(batch, -1, -1), guidance)
+        return torch.autograd.grad(row_errors(predicted, goal.to(predicted)).mean(), row)[0]
 
 
 ATTACK = Dori()

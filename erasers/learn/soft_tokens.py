@@ -4,7 +4,7 @@ It looks for vectors v with which the student predicts for the prompt what the t
 
     min_v mse( S(x, t, E(v + c)), T(x, t, E0(c)) )
 
-on latents that are new at each of its steps. One set of vectors serves all rows of a step.
+on one latent that is new at each of its steps. One set of vectors serves all rows of a step.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SoftTokens:
         vectors = self._first(run)
         adam = torch.optim.Adam([vectors], lr=self.rate)
         for _ in range(self.steps):
-            drawn = self.source.draw(run, len(moment[self.at].x))
+            drawn = self.source.draw(run, 1)
             ask = Ask(TEACHER, self.role, self.at)
             goal = run.seen([ask], drawn)[ask]
             with gradients(run.model.in_place):

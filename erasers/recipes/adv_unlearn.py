@@ -143,7 +143,7 @@ class AdvUnlearn:
         ),
     )
     schedule = Schedule(steps=1000, rate=1e-5, rank=16)
-    small = Schedule(steps=30, rate=2e-4, batch=2, rank=8)
+    small = Schedule(steps=40, rate=1.5e-4, batch=2, rank=8)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         rows = int(settings["kept_rows"])

@@ -136,7 +136,7 @@ def test_what_acts_in_the_guidance_alone_is_attacked_with_guidance() -> None:
     )  # fmt: skip
     guided, *others = leaderboard.jobs(options)
     looking = {name for name, given in guided.attacks.items() if given.get("guidance") == 4.0}
-    assert looking == {"cce", "p4d", "unlearn_diff_atk"}
+    assert looking == {"cce", "dori", "p4d", "unlearn_diff_atk"}
     assert guided.attacks["p4d"].items() >= leaderboard.REDUCED["p4d"].items()
     assert all("guidance" not in given for job in others for given in job.attacks.values())
     assert [dict(job.attacks) for job in others] == [{n: leaderboard.REDUCED.get(n, {}) for n in attacks()}] * 2

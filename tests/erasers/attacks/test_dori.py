@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from lethe.erasers.attacks.dori import ATTACK, like
 from lethe.erasers.concepts import Concept, ConceptList
@@ -99,16 +100,35 @@ def test_noise_has_the_features_mean_and_spread_in_each_dimension() -> None:
     assert ((found.mean((0, 1)) - given.mean((0, 1))) / given.std((0, 1))).abs().max() < 0.1
 
 
+def test_with_guidance_the_untouched_models_guided_predictions_are_matched() -> None:
+    """The goal is what it says of the prompt, and no more what stands in its pictures."""
+    base = Plain(seed=1)
+    with torch.no_grad():
+        expected = read(base.toy.run(list(PROMPTS))[0])
+    found = read(features(run(Plain(seed=2), base, start="noise", steps=200, lr=0.05, guidance=3.0)))
+    assert (found - expected).abs().max() < 0.05
+    assert (found - base.drawn(list(PROMPTS))).abs().max() > 0.5
+
+
+def test_a_guard_in_the_guidance_is_looked_at_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    guarded, scales = Plain(), []
+    look = guarded.predict_noise
+    monkeypatch.setattr(guarded, "predict_noise", lambda *given: (scales.append(given[4]), look(*given))[1])
+    run(guarded, steps=2, guidance=4.0)
+    assert set(scales) == {4.0}
+
+
 def test_the_same_seed_finds_the_same_features() -> None:
     one, again, other = (features(run(seed=seed, steps=3, start="noise")) for seed in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
 
 
-def test_predictions_are_counted() -> None:
+@pytest.mark.parametrize(("guidance", "cost"), [(1.0, 1), (4.0, 2)])
+def test_predictions_are_counted(guidance: float, cost: int) -> None:
     guarded, base = Plain(), Plain()
-    found = run(guarded, base, steps=4, batch=5, pictures=2)
-    assert guarded.predictions == 4 * 5 * 3
+    found = run(guarded, base, steps=4, batch=5, pictures=2, guidance=guidance)
+    assert guarded.predictions == cost * 4 * 5 * 3
     assert found.predictions == guarded.predictions + base.predictions
     assert found.checks == 0
 

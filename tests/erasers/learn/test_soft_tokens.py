@@ -115,6 +115,7 @@ def test_each_step_takes_its_own_gradient_and_latents(monkeypatch: pytest.Monkey
             SoftTokens(Counted(), steps=steps, rate=0.1, start=LATEST).make(run, moment)
             places.append(run.memory["soft tokens"])
         assert len(asked) == 3 and torch.equal(asked[0].x, asked[1].x) and not torch.equal(asked[1].x, asked[2].x)
+        assert len(moment["x"].x) > 1 and all(len(latents.x) == 1 for latents in asked)
         for latents, before, after in zip(asked[1:], places, places[1:], strict=False):
             goal = run.teacher(latents, run.of_role(Ask(TEACHER, CONCEPT), latents))
             with gradients():
