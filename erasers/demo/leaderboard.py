@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from ..concepts import ConceptList
 from ..errors import LetheError
 from ..measure.chart import overview_chart
 from ..measure.evaluation import Arm, Plan, evaluate
+from ..measure.intervals import Interval, together
 from ..measure.red_team import ATTACKED, BASE, GUARDED, PLAIN, Shows, besiege, look_plain
 from ..measure.report import (
     ATTACK,
@@ -172,7 +173,8 @@ def words_of(word: str) -> tuple[str, ...]:
 def overview(reports: Sequence[Report]) -> list[dict[str, str]]:
     """A row per method: means over its concepts of what was kept, erased and leaked, and of what each attack shows.
 
-    The last row is the untouched model under the same attacks: one that fails there says nothing.
+    Pictures of all attacks together have a 95 % interval, in which each picture counts as drawn by itself. The last row
+    is the untouched model under the same attacks: one that fails there says nothing.
     """
     found = []
     for title in dict.fromkeys(report.title for report in reports):
@@ -200,11 +202,14 @@ def details(reports: Sequence[Report]) -> list[dict[str, str]]:
 
 
 def _attack_means(reports: Iterable[Report], figure: str) -> dict[str, str]:
-    shares: dict[str, list[float]] = {}
+    found: dict[str, list[Interval]] = {}
     for report in reports:
         if report.kind == ATTACK:
-            shares.setdefault(str(report.made_with["attack"]), []).append(report.figures[figure].value)
-    return {attack: _mean(values) for attack, values in shares.items()}
+            found.setdefault(str(report.made_with["attack"]), []).append(report.figures[figure])
+    if not found:
+        return {}
+    each = {attack: _mean(share.value for share in shares) for attack, shares in found.items()}
+    return {"all attacks": shown(together(chain.from_iterable(found.values()))), **each}
 
 
 def _mean(values: Iterable[float]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,13 @@ def rate(seen: Tensor) -> Interval:
     hits = int(seen.bool().sum())
     bounds = binomtest(hits, count).proportion_ci(_LEVEL, method="wilson")
     return Interval(hits / count, float(bounds.low), float(bounds.high), count)
+
+
+def together(rates: Iterable[Interval]) -> Interval:
+    """The rate of several samples as one, with Wilson's interval; samples without rows do not count."""
+    found = [own for own in rates if own.count]
+    seen = [torch.arange(own.count) < round(own.value * own.count) for own in found]
+    return rate(torch.cat([torch.zeros(0, dtype=torch.bool), *seen]))
 
 
 def mean(values: Tensor) -> Interval:

@@ -62,7 +62,7 @@ class RealEraLoRA:
         ),
     )
     schedule = Schedule(steps=1000, rate=1e-4, rank=4)
-    small = Schedule(steps=120, rate=3e-3, batch=2, rank=4)
+    small = Schedule(steps=200, rate=3e-3, batch=2, rank=4)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         near, far = float(settings["near"]), float(settings["far"])

@@ -37,7 +37,9 @@ def test_processes_do_the_jobs_and_the_table_holds_them(tmp_path: Path) -> None:
     found = [report for reports in on_processes(run_job, _jobs(tmp_path), 2) for report in reports]
     assert sorted(report.title for report in found) == ["rece", "rece", "uce", "uce"]
     write(found, "tiny", tmp_path / "tables")
-    assert [row["method"] for row in overview(found)] == [*dict.fromkeys(r.title for r in found), "(untouched)"]
+    table = overview(found)
+    assert [row["method"] for row in table] == [*dict.fromkeys(r.title for r in found), "(untouched)"]
+    assert all(row["all attacks"].startswith(f"{row['paraphrase']} (") for row in table)
     rows = details(found)
     assert {(row["method"], row["concept"]) for row in rows} == {("uce", "ball"), ("rece", "ball")}
     assert all({"erased", "kept", "leaked", "unattacked", "paraphrase"} <= set(row) for row in rows)

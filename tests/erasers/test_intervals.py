@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from lethe.erasers.errors import NumericsError
-from lethe.erasers.measure.intervals import holm, mean, paired_rates, paired_values, rate, statistic
+from lethe.erasers.measure.intervals import Interval, holm, mean, paired_rates, paired_values, rate, statistic, together
 from torch import Tensor
 
 
@@ -33,6 +33,13 @@ def test_rates_have_wilson_intervals(hits: int, count: int) -> None:
     assert found.value == p and found.count == count
     assert found.low == pytest.approx(centre - reach, abs=1e-6)
     assert found.high == pytest.approx(centre + reach, abs=1e-6)
+
+
+def test_rates_of_several_samples_are_one_rate() -> None:
+    samples = [torch.arange(6) < 5, torch.arange(3) < 1, torch.arange(90) < 7]
+    nothing = Interval(math.nan, math.nan, math.nan, 0)
+    assert together([*map(rate, samples), nothing]) == rate(torch.cat(samples))
+    assert together([nothing]).count == 0
 
 
 def test_142_prompts_at_one_half_are_known_to_eight_points() -> None:
