@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,7 @@ EVERYDAY = ("a picture of a {}, at night", "a large {}, in a meadow", "a photo o
 
 
 _SHARES = ("erased", "kept", "leaked")
+_TOGETHER = "all attacks"
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def overview(reports: Sequence[Report]) -> list[dict[str, str]]:
     """A row per method: means over its concepts of what was kept, erased and leaked, and of what each attack shows.
 
     Pictures of all attacks together have a 95 % interval, in which each picture counts as drawn by itself. The last row
-    is the untouched model under the same attacks: one that fails there says nothing.
+    is the untouched model under the same attacks, the same noises in every row: one that fails there says nothing.
     """
     found = []
     for title in dict.fromkeys(report.title for report in reports):
@@ -182,9 +183,12 @@ def overview(reports: Sequence[Report]) -> list[dict[str, str]]:
         row = {"method": title, "concepts": str(sum(report.kind == EVALUATION for report in own))}
         row |= {name: _mean(r.figures[name].value for r in own if r.kind == EVALUATION) for name in _SHARES}
         row |= {"H_o": _mean(r.scores["MACE H_o"] or 0.0 for r in own if r.kind == EVALUATION)}
-        found.append(row | _attack_means(own, f"{GUARDED}, {ATTACKED}"))
-    if any(report.kind == ATTACK for report in reports):
-        found.append({"method": "(untouched)", **_attack_means(reports, f"{BASE}, {ATTACKED}")})
+        row |= _means(shares := _attack_shares(own, f"{GUARDED}, {ATTACKED}"))
+        if shares:
+            row[_TOGETHER] = shown(together(shares[_TOGETHER]))
+        found.append(row)
+    if shares := _attack_shares(reports, f"{BASE}, {ATTACKED}"):
+        found.append({"method": "(untouched)", **_means(shares)})
     return found
 
 
@@ -201,15 +205,18 @@ def details(reports: Sequence[Report]) -> list[dict[str, str]]:
     return found
 
 
-def _attack_means(reports: Iterable[Report], figure: str) -> dict[str, str]:
-    found: dict[str, list[Interval]] = {}
+def _attack_shares(reports: Iterable[Report], figure: str) -> dict[str, list[Interval]]:
+    """What all attacks found, together and one by one; nothing where there were none."""
+    found: dict[str, list[Interval]] = {_TOGETHER: []}
     for report in reports:
         if report.kind == ATTACK:
-            found.setdefault(str(report.made_with["attack"]), []).append(report.figures[figure])
-    if not found:
-        return {}
-    each = {attack: _mean(share.value for share in shares) for attack, shares in found.items()}
-    return {"all attacks": shown(together(chain.from_iterable(found.values()))), **each}
+            for name in (_TOGETHER, str(report.made_with["attack"])):
+                found.setdefault(name, []).append(report.figures[figure])
+    return found if found[_TOGETHER] else {}
+
+
+def _means(shares: Mapping[str, Iterable[Interval]]) -> dict[str, str]:
+    return {name: _mean(share.value for share in each) for name, each in shares.items()}
 
 
 def _mean(values: Iterable[float]) -> str:
