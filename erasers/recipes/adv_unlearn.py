@@ -15,9 +15,9 @@ are used again (`latents` tells otherwise). Prompts are ESD's here (`templates`)
 in the same sentences.
 
 n is the sentence with the replacement, or without the concept (`neutral`). On the demo model that erases 1.00
-and keeps 0.93, and eight attacks show the concept in 0.31 of the pictures; from the empty prompt, as published for the
-bare name, and with bare names kept, it was 0.88, 0.83 and 0.38. A rate that fell kept more (0.96), but attacks then
-showed it in 0.59.
+and keeps 0.93, and attacks that search for words show the concept in 0.12 of the pictures; who hands in features past
+the text encoder has it back in 1.00. From the empty prompt, as published for the bare name, and with bare names kept,
+it erased 0.88 and kept 0.83. A rate that fell kept more (0.96) and withstood less.
 Official code read, not copied: OPTML-Group/AdvUnlearn (CC BY 4.0).
 """
 
