@@ -87,7 +87,7 @@ class DoCo:
         ),
     )
     schedule = Schedule(steps=2000, rate=4.8e-5, batch=8, optimizer=ADAMW, decay=0.01, clip=1.0)
-    small = Schedule(steps=128, rate=3e-4, batch=8, optimizer=ADAMW, decay=0.01, clip=1.0)
+    small = Schedule(steps=128, rate=5e-4, batch=8, optimizer=ADAMW, decay=0.01, clip=1.0)
 
     def plan(self, task: Task, settings: Mapping[str, Value]) -> Plan:
         pictures = Pictures(

@@ -50,8 +50,8 @@ class RealEraLoRA:
             _bound("cosine_high", 1.0, "Greatest cosine between the concept's features and a neighbour's", 1.0),
             Parameter(
                 "lam",
-                0.3,
-                "Weight of what is held, 0 to 100. Start at 0.3; the paper's is not known.",
+                0.1,
+                "Weight of what is held, 0 to 100. Start at 0.1; the paper's is not known.",
                 maximum=100.0,
             ),
             shared.templates(published="not known"),
