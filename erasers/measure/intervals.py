@@ -46,21 +46,22 @@ def rate(seen: Tensor) -> Interval:
     Args:
         seen: `[n]` bool; nan for none.
     """
-    from scipy.stats import binomtest
-
-    count = seen.numel()
-    if not count:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    hits = int(seen.bool().sum())
-    bounds = binomtest(hits, count).proportion_ci(_LEVEL, method="wilson")
-    return Interval(hits / count, float(bounds.low), float(bounds.high), count)
+    return _share(int(seen.bool().sum()), seen.numel())
 
 
 def together(rates: Iterable[Interval]) -> Interval:
     """The rate of several samples as one, with Wilson's interval; samples without rows do not count."""
     found = [own for own in rates if own.count]
-    seen = [torch.arange(own.count) < round(own.value * own.count) for own in found]
-    return rate(torch.cat([torch.zeros(0, dtype=torch.bool), *seen]))
+    return _share(sum(round(own.value * own.count) for own in found), sum(own.count for own in found))
+
+
+def _share(hits: int, count: int) -> Interval:
+    from scipy.stats import binomtest
+
+    if not count:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    bounds = binomtest(hits, count).proportion_ci(_LEVEL, method="wilson")
+    return Interval(hits / count, float(bounds.low), float(bounds.high), count)
 
 
 def mean(values: Tensor) -> Interval:
